@@ -1,16 +1,29 @@
 //! Destinations outside the hub that are told about jobs: webhook endpoints, e-mail and the archive.
+//!
+//! A [`Channel`] selects the deliveries to its destination and performs them. When they are performed
+//! is decided by `background::delivery`.
 
 pub mod email;
 pub mod template;
+mod webhook;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde_json::Value;
+use tokio::sync::Notify;
 use wildmatch::WildMatch;
 
+use crate::config::{Config, ConfigError};
 use crate::job::{BudgetWindow, Job};
-use crate::outbox::{Delivery, Event, NewDelivery};
+use crate::outbox::{Delivery, NewDelivery};
+use crate::telemetry::{AttemptOutcome, DestinationKind};
+
+pub use crate::outbox::Event;
+pub use webhook::{UrlNotAllowed, WebhookHosts};
 
 /// Selects and performs the deliveries to one destination.
 #[async_trait]
@@ -33,6 +46,13 @@ pub trait Channel: Send + Sync + 'static {
     /// Checks whether the destination accepts deliveries, by sending it a test. Returns `None` if
     /// that is not possible without a job. The duration is bounded.
     async fn test(&self) -> Option<Outcome>;
+
+    /// Checks from this machine whether deliveries can succeed, without delivering anything. The
+    /// duration is bounded.
+    ///
+    /// # Errors
+    /// What is wrong, with the key of the setting concerned.
+    async fn check(&self) -> Result<(), ConfigError>;
 }
 
 /// A limit on the number of deliveries in a window of time. A delivery beyond it is rejected.
@@ -90,28 +110,108 @@ pub enum Verdict {
     },
 }
 
-/// Selects the deliveries that follow from a change of a job.
-#[derive(Debug, Default)]
-pub struct Destinations {
-    routes: Vec<Route>,
+impl Verdict {
+    /// Returns why the attempt failed, or `None` if it succeeded or nothing was attempted.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Failed { error, .. }
+            | Self::Rejected { error }
+            | Self::Misconfigured { error } => Some(error),
+            Self::Gone => Some("status 410"),
+            Self::Delivered { .. } | Self::Postponed { .. } => None,
+        }
+    }
 }
 
-/// Selects the jobs and events that a destination receives.
-#[derive(Debug)]
-pub struct Route {
-    /// Name of the destination.
-    pub destination: String,
-    /// The events.
-    pub events: Vec<Event>,
-    /// Patterns of owners. Empty selects all.
-    pub owners: Vec<WildMatch>,
+impl From<&Verdict> for AttemptOutcome {
+    fn from(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Delivered { .. } => Self::Delivered,
+            Verdict::Failed { .. } => Self::Failed,
+            Verdict::Rejected { .. } => Self::Rejected,
+            Verdict::Misconfigured { .. } => Self::Misconfigured,
+            Verdict::Gone => Self::Gone,
+            Verdict::Postponed { .. } => Self::Postponed,
+        }
+    }
+}
+
+/// A configured destination.
+pub struct Destination {
+    /// Unique name.
+    pub name: String,
+    /// What kind of destination it is.
+    pub kind: DestinationKind,
+    /// Where it is, for people. Contains no secret.
+    pub address: String,
+    /// Selects and performs the deliveries.
+    pub channel: Box<dyn Channel>,
+    /// Notified when a delivery may be due.
+    pub wakeup: Notify,
+}
+
+impl Destination {
+    /// Creates a destination.
+    #[must_use]
+    pub fn new(
+        name: impl Into<String>,
+        kind: DestinationKind,
+        address: impl Into<String>,
+        channel: impl Channel,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            address: address.into(),
+            channel: Box::new(channel),
+            wakeup: Notify::new(),
+        }
+    }
+}
+
+/// The configured destinations, by name.
+#[derive(Default)]
+pub struct Destinations {
+    by_name: BTreeMap<String, Arc<Destination>>,
 }
 
 impl Destinations {
-    /// Creates destinations with these routes.
+    /// Creates the destinations of a configuration.
+    ///
+    /// # Errors
+    /// All errors, each with its configuration key.
+    pub fn load(config: &Config) -> Result<Self, Vec<ConfigError>> {
+        let (mut destinations, mut errors) = webhook::load(config);
+        match email::load(&config.email) {
+            Ok(email) => destinations.extend(email),
+            Err(found) => errors.extend(found),
+        }
+        if errors.is_empty() {
+            Ok(Self::new(destinations))
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// Creates destinations with different names.
     #[must_use]
-    pub fn new(routes: Vec<Route>) -> Self {
-        Self { routes }
+    pub fn new(destinations: impl IntoIterator<Item = Destination>) -> Self {
+        let destinations = destinations.into_iter();
+        let by_name = destinations.map(|it| (it.name.clone(), Arc::new(it)));
+        Self {
+            by_name: by_name.collect(),
+        }
+    }
+
+    /// Returns the destination with this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Destination>> {
+        self.by_name.get(name)
+    }
+
+    /// Returns all destinations, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Destination>> {
+        self.by_name.values()
     }
 
     /// Returns the deliveries that follow from a new version of a job. `is_new` tells whether it is
@@ -119,21 +219,59 @@ impl Destinations {
     #[must_use]
     pub fn deliveries(&self, job: &Job, is_new: bool) -> Vec<NewDelivery> {
         let event = Event::of(job, is_new);
-        let routes = self.routes.iter();
-        routes
-            .filter(|route| route.selects(job, event))
-            .map(|route| NewDelivery {
-                destination: route.destination.clone(),
-                event: event.as_str().to_owned(),
-                target: None,
-                is_independent: false,
-            })
+        self.iter()
+            .flat_map(|destination| destination.channel.deliveries(job, event))
             .collect()
+    }
+
+    /// Checks from this machine whether the destinations can work, without delivering anything. The
+    /// duration is bounded.
+    ///
+    /// # Errors
+    /// All errors, each with the key of the setting concerned.
+    pub async fn check(&self) -> Result<(), Vec<ConfigError>> {
+        let checks = self.iter().map(|destination| destination.channel.check());
+        let errors = join_all(checks).await.into_iter().filter_map(Result::err);
+        let errors: Vec<ConfigError> = errors.collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    }
+
+    /// Wakes the destinations of deliveries that were added to the outbox.
+    pub fn notify(&self, deliveries: &[NewDelivery]) {
+        for delivery in deliveries {
+            if let Some(destination) = self.get(&delivery.destination) {
+                destination.wakeup.notify_one();
+            }
+        }
     }
 }
 
+/// Selects the jobs and events that a destination receives.
+#[derive(Debug)]
+pub struct Route {
+    /// The events.
+    pub events: Vec<Event>,
+    /// Patterns of owners. Empty selects all.
+    pub owners: Vec<WildMatch>,
+}
+
 impl Route {
-    fn selects(&self, job: &Job, event: Event) -> bool {
+    /// Creates a route from the settings of a destination.
+    #[must_use]
+    pub fn new(events: &[Event], owners: &[String]) -> Self {
+        Self {
+            events: events.to_vec(),
+            owners: owners.iter().map(|owner| WildMatch::new(owner)).collect(),
+        }
+    }
+
+    /// Returns whether the destination receives this event of the job.
+    #[must_use]
+    pub fn selects(&self, job: &Job, event: Event) -> bool {
         let has_owner = || self.owners.iter().any(|owner| owner.matches(&job.owner));
         self.events.contains(&event) && (self.owners.is_empty() || has_owner())
     }

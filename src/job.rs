@@ -313,13 +313,6 @@ impl Job {
         }
     }
 
-    /// Sets the mail address of the owner, to which mails about the job are sent.
-    #[must_use]
-    pub fn with_owner_email(mut self, address: Option<String>) -> Self {
-        Arc::make_mut(&mut self.internal).owner_email = address;
-        self
-    }
-
     /// Returns whether the job is in a terminal state.
     #[must_use]
     pub fn is_final(&self) -> bool {

@@ -3,6 +3,8 @@
 
 #[path = "main/arguments.rs"]
 mod arguments;
+#[path = "main/check.rs"]
+mod check;
 #[path = "main/deliveries.rs"]
 mod deliveries;
 #[path = "main/demo.rs"]
@@ -72,13 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             block_on(demo::run(args))
         }
         Command::Token(args) => token::run(args),
-        Command::Check(args) => {
-            let (config, warnings) = args.load_with_warnings()?;
-            for warning in warnings {
-                eprintln!("warning: {warning}");
-            }
-            print(&config.to_redacted_toml())
-        }
+        Command::Check(args) => block_on(check::run(args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Deliveries(args) => block_on(deliveries::run(args)),
         Command::Destinations(args) => block_on(destinations::run(args)),

@@ -40,7 +40,8 @@ use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::{CancelService, CancelsInProgress};
 use crate::config::{Config, ConfigError, TlsFiles};
-use crate::destinations::Destinations;
+use crate::destinations::{Destinations, WebhookHosts};
+use crate::egress::ClientBuildError;
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Fetcher, HttpClient, Providers};
@@ -80,7 +81,7 @@ pub enum BindError {
     Tls(String),
     /// The HTTP client cannot be created.
     #[error(transparent)]
-    Client(#[from] crate::provider::ClientBuildError),
+    Client(#[from] ClientBuildError),
 }
 
 /// A server that has bound its address and does not accept connections yet.
@@ -94,15 +95,22 @@ pub struct Server {
     components: Components,
 }
 
-/// Creates the providers and the token verifier of a configuration. Opens neither the store nor a
-/// connection.
+/// What a configuration creates without opening the store or a connection.
+pub struct Validated {
+    /// The providers.
+    pub providers: Providers,
+    /// The destinations outside the hub.
+    pub destinations: Destinations,
+    /// The token verifier.
+    pub verifier: Verifier,
+}
+
+/// Creates the providers, the destinations and the token verifier of a configuration. Opens neither
+/// the store nor a connection.
 ///
 /// # Errors
 /// All errors that show only when the settings are used, each with its key.
-pub fn validate(
-    config: &Config,
-    http: &HttpClient,
-) -> Result<(Providers, Verifier), Vec<ConfigError>> {
+pub fn validate(config: &Config, http: &HttpClient) -> Result<Validated, Vec<ConfigError>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
     let verifier = Verifier::new(&config.auth, fetcher).map_err(|errors| {
         let errors = errors.into_iter();
@@ -114,10 +122,20 @@ pub fn validate(
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });
-    match (Providers::load(config, http), verifier, store_url) {
-        (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),
-        (providers, verifier, store_url) => {
-            let errors = [providers.err(), verifier.err(), store_url.err()];
+    let (providers, destinations) = (Providers::load(config, http), Destinations::load(config));
+    match (providers, destinations, verifier, store_url) {
+        (Ok(providers), Ok(destinations), Ok(verifier), Ok(_)) => Ok(Validated {
+            providers,
+            destinations,
+            verifier,
+        }),
+        (providers, destinations, verifier, store_url) => {
+            let errors = [
+                providers.err(),
+                destinations.err(),
+                verifier.err(),
+                store_url.err(),
+            ];
             Err(errors.into_iter().flatten().flatten().collect())
         }
     }
@@ -130,7 +148,11 @@ impl Server {
     /// [`BindError`]. Everything that was opened is closed again.
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
-        let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
+        let Validated {
+            providers,
+            destinations,
+            verifier,
+        } = validate(&config, &http).map_err(BindError::Config)?;
         for warning in config.warnings().into_iter().chain(providers.warnings()) {
             tracing::warn!(
                 config.key = warning.key,
@@ -169,6 +191,7 @@ impl Server {
         let store = store::open(&config.store, retention, feed.listener())?;
         let wakeups = WorkerWakeups::default();
         let providers = Arc::new(providers);
+        let destinations = Arc::new(destinations);
         let secret = config.callback.secret.as_ref();
         let callback_key = secret.and_then(|secret| {
             let key = CallbackKey::new(secret).ok()?;
@@ -182,7 +205,7 @@ impl Server {
         let tracker = Arc::new(Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
-            Arc::new(Destinations::default()),
+            Arc::clone(&destinations),
             links.clone(),
             Arc::clone(&metrics),
             wakeups.clone(),
@@ -204,6 +227,7 @@ impl Server {
                 links.clone(),
                 Arc::clone(&metrics),
             )),
+            webhook_hosts: WebhookHosts::new(&config.webhook_defaults),
             links,
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
@@ -215,6 +239,7 @@ impl Server {
             hub,
             feed,
             providers,
+            destinations,
             tracker,
             canceller,
             metrics,

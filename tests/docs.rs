@@ -425,6 +425,7 @@ fn architecture_names_existing_functions() {
 fn npm_lock_files_name_no_registry() {
     let lock_files = [
         "tests/browser/package-lock.json",
+        "tests/libraries/package-lock.json",
         "benches/compare/express/package-lock.json",
     ];
     for path in lock_files {

@@ -17,10 +17,11 @@ use tokio::time::timeout;
 use self::message::MessageTemplates;
 use self::recipient::Recipients;
 use self::smtp::{MailClient, SendError};
-use super::{Channel, Outcome, Quota, Verdict};
+use super::{Channel, Destination, Outcome, Quota, Verdict};
 use crate::config::{ConfigError, EmailConfig};
 use crate::job::{BudgetWindow, Job};
 use crate::outbox::{Delivery, Event, MAX_ATTEMPT_ERROR_CHARS, NewDelivery};
+use crate::telemetry::DestinationKind;
 
 pub use self::recipient::is_address;
 
@@ -42,6 +43,22 @@ pub struct EmailChannel {
     per_owner_per_day: usize,
     /// Limits an attempt from outside, because the timeout of the SMTP library covers only the connect.
     timeout: Duration,
+}
+
+/// Creates the destination of a configuration, or returns `None` if it has no mail server.
+///
+/// # Errors
+/// As [`EmailChannel::load`].
+pub(super) fn load(config: &EmailConfig) -> Result<Option<Destination>, Vec<ConfigError>> {
+    let channel = EmailChannel::load(config)?;
+    let address = config
+        .smtp_url
+        .as_ref()
+        .map(|server| server.host.to_string());
+    let destination = channel.zip(address).map(|(channel, address)| {
+        Destination::new(EMAIL, DestinationKind::Email, address, channel)
+    });
+    Ok(destination)
 }
 
 impl EmailChannel {
@@ -162,6 +179,17 @@ impl Channel for EmailChannel {
     /// Connects to the mail server and logs in. Sends no mail.
     async fn test(&self) -> Option<Outcome> {
         Some(self.attempt(self.client.check()).await)
+    }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        let outcome = self.attempt(self.client.check()).await;
+        match outcome.verdict.error() {
+            None => Ok(()),
+            Some(error) => Err(ConfigError {
+                key: "email.smtp_url".to_owned(),
+                message: error.to_owned(),
+            }),
+        }
     }
 }
 

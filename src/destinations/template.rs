@@ -5,7 +5,7 @@
 //! of a user can't change its structure.
 
 mod json;
-mod sample;
+pub(super) mod sample;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

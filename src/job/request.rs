@@ -50,6 +50,9 @@ pub struct VideoRequest {
     /// Mail address of the owner. It is not part of the stored request.
     #[serde(default, skip_serializing)]
     pub owner_email: Option<String>,
+    /// URL that receives a webhook when the job ends. It is moved to the internal state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
 }
 
 /// A preset for the platform on which the video is published.

@@ -10,6 +10,7 @@ use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
 
+use crate::check::CheckArgs;
 use crate::deliveries::DeliveriesArgs;
 use crate::demo::DemoArgs;
 use crate::destinations::DestinationsArgs;
@@ -64,7 +65,7 @@ pub(crate) enum Command {
     /// your backend signs tokens itself or requests them from the hub with `POST /v1/tokens`.
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
-    Check(ConfigArgs),
+    Check(CheckArgs),
     /// Check that a hub on this machine responds, for example as the health check of a container
     ///
     /// Reads server.bind from the same configuration as serve, and requests /v1/health/live. The
@@ -113,8 +114,8 @@ impl ConfigArgs {
         let validated = server::validate(&config, &http);
         let mut warnings = config.warnings();
         let mut found = match validated {
-            Ok((providers, _)) => {
-                warnings.extend(providers.warnings());
+            Ok(validated) => {
+                warnings.extend(validated.providers.warnings());
                 Vec::new()
             }
             Err(found) => found,

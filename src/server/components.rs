@@ -13,10 +13,12 @@ use super::security_log::SecurityLog;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
 use crate::background::change_feed::ChangeFeed;
+use crate::background::delivery::DeliveryService;
 use crate::background::submitter::Submitter;
 use crate::background::watchdog::Watchdog;
 use crate::cancellation::CancelService;
 use crate::config::Config;
+use crate::destinations::{Destinations, WebhookHosts};
 use crate::hub::Hub;
 use crate::links::Links;
 use crate::provider::Providers;
@@ -33,6 +35,8 @@ pub struct Components {
     pub hub: Arc<Hub>,
     pub feed: Arc<ChangeFeed>,
     pub providers: Arc<Providers>,
+    pub destinations: Arc<Destinations>,
+    pub webhook_hosts: WebhookHosts,
     pub tracker: Arc<Tracker>,
     pub admission: Arc<AdmissionControl>,
     pub canceller: Arc<CancelService>,
@@ -72,11 +76,18 @@ impl Components {
             feed: Arc::clone(&self.feed),
             wakeups: self.wakeups.clone(),
         };
+        let deliveries = DeliveryService {
+            store: self.store.clone(),
+            destinations: Arc::clone(&self.destinations),
+            settings: self.config.deliveries.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
         let feed =
             Arc::clone(&self.feed).run(self.store.clone(), Arc::clone(&self.tracker), stop.clone());
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
         background.spawn(breaker_sync.run(stop.clone()));
+        background.spawn(deliveries.run(stop.clone()));
         background.spawn(feed);
     }
 }

@@ -65,4 +65,5 @@ mod watchdog;
 mod webhook;
 mod webhook_bodies;
 mod webhook_signatures;
+mod webhooks_out;
 mod workers;

@@ -1,10 +1,11 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, json};
 
 use super::*;
 use crate::config::Config;
-use crate::job::{JobId, NewJob, Status};
+use crate::job::{InternalState, JobId, NewJob, Status};
 use crate::outbox::{DeliveryId, Progress};
 use crate::time::Time;
 
@@ -47,9 +48,14 @@ fn job(owner_email: Option<&str>, metadata: serde_json::Value) -> Job {
         },
         Time::now(),
     );
+    let internal = InternalState {
+        owner_email: owner_email.map(str::to_owned),
+        ..InternalState::default()
+    };
     Job {
         status: Status::Succeeded,
-        ..job.with_owner_email(owner_email.map(str::to_owned))
+        internal: Arc::new(internal),
+        ..job
     }
 }
 

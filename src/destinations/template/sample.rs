@@ -10,7 +10,7 @@ use crate::outbox::Event;
 use crate::time::Time;
 
 /// Returns a document of a job after this event.
-pub(super) fn document(event: Event) -> Value {
+pub(in crate::destinations) fn document(event: Event) -> Value {
     let now = Time::now();
     let job = Job {
         status: match event {

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
-use url::{Host, Url};
+use url::Url;
 
-use super::http::{HttpClient, describe};
-use super::public_ip::is_public;
+use super::http::HttpClient;
+use crate::egress::{AddressPolicy, describe};
 
 /// Maximum number of downloads at the same time on one node.
 const MAX_CONCURRENT_DOWNLOADS: usize = 64;
@@ -212,13 +212,7 @@ fn redirect_target(url: &Url, response: &reqwest::Response) -> Option<Url> {
 
 /// Returns whether a URL uses https and its host is a name or a public address.
 fn is_public_https(url: &Url) -> bool {
-    let is_public_host = match url.host() {
-        Some(Host::Domain(_)) => true,
-        Some(Host::Ipv4(address)) => is_public(address.into()),
-        Some(Host::Ipv6(address)) => is_public(address.into()),
-        None => false,
-    };
-    url.scheme() == "https" && is_public_host
+    AddressPolicy::default().check(url).is_ok()
 }
 
 /// Reads the response one chunk ahead of the receiver, until either side ends or stalls.

@@ -10,18 +10,14 @@ use async_trait::async_trait;
 use minijinja::Value;
 use progress_hub_auth::jwt::{Fetch, FetchError};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::redirect::Policy;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::public_ip::PublicDnsResolver;
+use crate::egress::{AddressPolicy, ClientBuildError, build, client_builder, describe};
 use crate::provider::spec::request_spec::Method;
 
 /// Timeout of a request, from connecting to the end of the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Timeout of a TCP and TLS connection attempt.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum size of a response, in bytes after decompression.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
@@ -38,11 +34,6 @@ pub struct HttpClient {
     /// For downloads from other hosts. Connects to public addresses only.
     pub(super) public_downloads: reqwest::Client,
 }
-
-/// An HTTP client could not be created, for example because of invalid TLS roots.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to build HTTP client: {0}")]
-pub struct ClientBuildError(String);
 
 /// A request to a provider. Its headers contain keys, so it must not be logged.
 pub(super) struct Request {
@@ -76,27 +67,14 @@ impl HttpClient {
     /// # Errors
     /// Returns [`ClientBuildError`] if the TLS roots of the system are unusable.
     pub fn new() -> Result<Self, ClientBuildError> {
-        let builder = || {
-            reqwest::Client::builder()
-                .redirect(Policy::none())
-                .no_proxy()
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
-        };
-        let build = |builder: reqwest::ClientBuilder| {
-            builder
-                .build()
-                .map_err(|error| ClientBuildError(describe(error)))
-        };
-        let requests = || builder().timeout(REQUEST_TIMEOUT);
-        let downloads = || builder().no_gzip();
+        let requests = || client_builder().timeout(REQUEST_TIMEOUT);
+        let downloads = || client_builder().no_gzip();
+        let resolver = AddressPolicy::default().resolver(true);
         Ok(Self {
             pooled: build(requests())?,
             unpooled: build(requests().pool_max_idle_per_host(0))?,
             downloads: build(downloads())?,
-            public_downloads: build(downloads().dns_resolver(PublicDnsResolver))?,
+            public_downloads: build(downloads().dns_resolver(resolver))?,
         })
     }
 
@@ -162,19 +140,6 @@ pub(super) fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, St
         map.insert(name, value);
     }
     Ok(map)
-}
-
-/// Returns the root cause of an error without the URL, which may contain a callback token.
-pub(super) fn describe(error: reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "request timed out".to_owned();
-    }
-    let error = error.without_url();
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 impl Response {

@@ -1,11 +1,14 @@
 //! `POST /v1/videos`: submits a job through the hub.
 
+use std::sync::Arc;
+
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::jobs::create_response;
 use crate::admission::{AdmissionControl, Admitted};
 use crate::config::Defaults;
+use crate::destinations::WebhookHosts;
 use crate::job::VideoRequest;
 use crate::links::Links;
 use crate::provider::Providers;
@@ -31,6 +34,7 @@ pub async fn submit(
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
     links: web::Data<Links>,
+    webhook_hosts: web::Data<WebhookHosts>,
     request: HttpRequest,
     body: JsonBody<VideoRequest>,
 ) -> Result<HttpResponse, Problem> {
@@ -41,6 +45,10 @@ pub async fn submit(
     let mut video = body.value;
     validate_metadata(&video.metadata)?;
     let owner_email = owner_email(&caller, caller.subject(), video.owner_email.take())?;
+    let webhook_url = video.webhook_url.take();
+    let webhook_url = webhook_url
+        .map(|url| webhook_hosts.parse(&url))
+        .transpose()?;
     let provider = match video.provider.as_ref().or(defaults.provider.as_ref()) {
         Some(name) => find_provider(&providers, name)?,
         None => providers.single().ok_or_else(|| {
@@ -55,10 +63,12 @@ pub async fn submit(
     }
     let now = Time::now();
     let Admitted {
-        job,
+        mut job,
         budget_entries,
     } = admission.admit(caller.subject(), provider, video, now)?;
-    let job = job.with_owner_email(owner_email);
+    let internal = Arc::make_mut(&mut job.internal);
+    internal.owner_email = owner_email;
+    internal.webhook_url = webhook_url;
     let entries = budget_entries.entries();
     let (outcome, job) = tracker.create(job, idempotency, entries).await?;
     if let CreateOutcome::LimitExceeded { window } = &outcome {

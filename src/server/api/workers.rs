@@ -1,5 +1,6 @@
 //! Jobs that are not submitted by the hub: registration and updates by workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
+use crate::destinations::WebhookHosts;
 use crate::job::{
     Failure, FailureKind, Job, JobId, MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS,
     MAX_MODEL_BYTES, MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS,
@@ -37,15 +39,21 @@ pub struct Registration {
     metadata: Map<String, Value>,
     deadline_seconds: Option<f64>,
     owner_email: Option<String>,
+    webhook_url: Option<String>,
 }
 
 /// `POST /v1/jobs`: registers a worker's job, or a job that another program submitted to a provider.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments list exactly what the handler uses"
+)]
 pub async fn register(
     caller: Caller,
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
     settings: web::Data<StoreConfig>,
     links: web::Data<Links>,
+    webhook_hosts: web::Data<WebhookHosts>,
     request: HttpRequest,
     body: JsonBody<Registration>,
 ) -> Result<HttpResponse, Problem> {
@@ -57,6 +65,10 @@ pub async fn register(
     validate_owner("owner", &new.owner)?;
     validate_metadata(&new.metadata)?;
     let owner_email = owner_email(&caller, &new.owner, new.owner_email)?;
+    let webhook_url = new.webhook_url.as_deref();
+    let webhook_url = webhook_url
+        .map(|url| webhook_hosts.parse(url))
+        .transpose()?;
     let model = new.model.as_deref().unwrap_or_default();
     require(model.len() <= MAX_MODEL_BYTES, || {
         format!("model must have at most {MAX_MODEL_BYTES} bytes")
@@ -89,7 +101,7 @@ pub async fn register(
         }
         None => provider.map_or(max_deadline, |provider| provider.poll_policy().deadline),
     };
-    let job = Job::new(
+    let mut job = Job::new(
         NewJob {
             owner: new.owner,
             provider: new.provider,
@@ -101,7 +113,9 @@ pub async fn register(
         },
         Time::now(),
     );
-    let job = job.with_owner_email(owner_email);
+    let internal = Arc::make_mut(&mut job.internal);
+    internal.owner_email = owner_email;
+    internal.webhook_url = webhook_url;
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
     create_response(&links, &caller, outcome, job, StatusCode::CREATED)
 }
