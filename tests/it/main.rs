@@ -33,7 +33,6 @@ mod limits;
 mod load;
 mod long_poll;
 mod lost_submit_response;
-mod mail_server;
 mod mock_provider;
 mod outputs;
 mod poll_budget;

@@ -2,7 +2,7 @@
 
 Prints its port, and then each mail that it accepts as a line of JSON: sender, recipients and content.
 
-usage: server.py [--user USER --password PASSWORD] [--certificate FILE --key FILE --tls implicit|starttls]
+usage: server.py [--port PORT] [--user USER --password PASSWORD] [--certificate FILE --key FILE --tls implicit|starttls]
                  [--reply COMMAND=REPLY]...
 
 `--reply RCPT=550 5.1.1 unknown user` replaces the reply to a command: MAIL, RCPT or DATA.
@@ -18,6 +18,7 @@ from aiosmtpd.smtp import SMTP, AuthResult
 
 def parse_arguments():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--user")
     parser.add_argument("--password")
     parser.add_argument("--certificate")
@@ -82,7 +83,7 @@ async def main():
 
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(
-        create, "127.0.0.1", 0, ssl=context if arguments.tls == "implicit" else None
+        create, "127.0.0.1", arguments.port, ssl=context if arguments.tls == "implicit" else None
     )
     print(listener.sockets[0].getsockname()[1], flush=True)
     await listener.serve_forever()

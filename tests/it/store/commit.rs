@@ -91,6 +91,8 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
             },
             amount: 1,
         }],
+        webhook_url: Some(Url::parse("https://app.example.com/hook").unwrap()),
+        owner_email: Some("ada@example.com".to_owned()),
     });
     fixture.commit(&newer).await;
     let read = fixture.get(&job.id).await.unwrap();
