@@ -21,8 +21,8 @@ use progress_hub::config::Config;
 use progress_hub::protocol::CloseReason;
 use progress_hub::server::ErrorCode;
 use progress_hub::telemetry::{
-    AdmissionRejection, CallOutcome, ConnectionKind, Limit, ProviderOperation, ProviderState,
-    WebhookOutcome,
+    AdmissionRejection, AttemptOutcome, CallOutcome, ConnectionKind, DestinationKind,
+    DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
 };
 use regex_lite::Regex;
 
@@ -64,6 +64,7 @@ commands! {
     receive_webhooks: "docs/how-to/receive-webhooks.md",
     report_from_a_worker: "docs/how-to/report-from-a-worker.md",
     run_multiple_nodes: "docs/how-to/run-multiple-nodes.md",
+    send_webhooks: "docs/how-to/send-webhooks.md",
     sse: "docs/reference/sse.md",
     submit_without_duplicates: "docs/how-to/submit-without-duplicates.md",
     troubleshoot: "docs/how-to/troubleshoot.md",
@@ -299,6 +300,11 @@ fn every_label_value_is_documented() {
             .to_vec(),
         ProviderState::ALL.map(ProviderState::as_str).to_vec(),
         Limit::ALL.map(Limit::as_str).to_vec(),
+        DestinationKind::ALL.map(DestinationKind::as_str).to_vec(),
+        AttemptOutcome::ALL.map(AttemptOutcome::as_str).to_vec(),
+        DestinationStatus::ALL
+            .map(DestinationStatus::as_str)
+            .to_vec(),
     ];
     for value in values.concat() {
         assert!(

@@ -166,8 +166,14 @@ impl Worker {
             Admission::PausedUntil(until)
             | Admission::Disabled {
                 recheck_at: Some(until),
-            } => return Ok(until.saturating_duration_since(now).min(MAX_IDLE)),
-            Admission::Disabled { recheck_at: None } => return Ok(MAX_IDLE),
+            } => {
+                self.forget_due();
+                return Ok(until.saturating_duration_since(now).min(MAX_IDLE));
+            }
+            Admission::Disabled { recheck_at: None } => {
+                self.forget_due();
+                return Ok(MAX_IDLE);
+            }
         };
         while self.attempts.len() < limit {
             let Some(delivery) = self.next_due(now).await? else {
@@ -177,6 +183,12 @@ impl Worker {
             self.start(delivery);
         }
         Ok(MAX_IDLE)
+    }
+
+    /// Forgets which deliveries are due. Newer versions can replace them before the next attempt.
+    fn forget_due(&mut self) {
+        self.due.clear();
+        self.idle_until = None;
     }
 
     /// Acquires or extends the lease if necessary. Returns whether it is held.
@@ -192,8 +204,7 @@ impl Worker {
             let name = name.as_str();
             tracing::debug!(destination.name = name, leased, "destination lease changed");
             self.state_read_at = None;
-            self.due.clear();
-            self.idle_until = None;
+            self.forget_due();
         }
         self.leased_until = leased.then_some(now + LEASE_TTL);
         self.renew_at = now + if leased { LEASE_RENEWAL } else { LEASE_RETRY };

@@ -6,6 +6,7 @@ use progress_hub::job::{BudgetWindow, InternalState, JobId, QueueCharge, Reserva
 use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;
+use url::Url;
 
 use super::{StoreFixture, bound, commit_job, job_of, next, now, task, video};
 

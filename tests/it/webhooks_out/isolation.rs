@@ -10,6 +10,7 @@ on_each_engine! {
         let stalled = Receiver::start_with(|_, _| never()).await;
         let fast = Receiver::start().await;
         let hub = hub().endpoint("a-stalled", &stalled.url).endpoint("fast", &fast.url);
+        let hub = hub.set("webhook_defaults.timeout", "1m");
         let app = server.configure(hub).spawn().await;
         stalled_and_fast(&app, &stalled, &fast, JOBS).await;
         // Two attempts at a time, whatever waits.

@@ -124,7 +124,12 @@ async fn owners_see_and_repeat_their_own_deliveries_only() {
     assert_eq!(listed("state=failed", &admin).await, [""; 0]);
     assert_eq!(listed("destination=other", &admin).await, [""; 0]);
     let ttl = std::time::Duration::from_secs(60);
-    let limited = app.token_for("browser", "jobs:read", Some(&[&ids[2].0, &ids[0].0]), ttl);
+    let limited = app.token_for(
+        "browser",
+        "jobs:read",
+        Some(&[ids[2].0.as_str(), ids[0].0.as_str()]),
+        ttl,
+    );
     assert_eq!(listed("", &limited).await, [id(2), id(0)]);
 
     // Pages.
