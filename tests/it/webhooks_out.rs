@@ -71,6 +71,7 @@ macro_rules! on_each_engine {
         }
     )+};
 }
+pub use foreign_libraries::skip;
 pub(crate) use on_each_engine;
 
 /// The server of an engine that needs one.

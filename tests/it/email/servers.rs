@@ -13,18 +13,16 @@ use tokio::task::JoinHandle;
 
 use crate::app::{TEST_TIMEOUT, reserve_port};
 use crate::wait::wait_for;
+use crate::webhooks_out::skip;
 
-/// Returns a file that `scripts/test` installs into the folder of build outputs. Returns `None`, and
+/// Returns a program that `scripts/test` installs into the folder of build outputs. Returns `None`, and
 /// says so, if it is missing.
 fn installed(file: &str) -> Option<PathBuf> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_progress-hub"));
     let target = program.ancestors().nth(2).expect("a target folder");
-    let path = target.join("mail").join(file);
+    let path = target.join(file);
     if !path.exists() {
-        eprintln!(
-            "skipped: {} is not installed; see scripts/test",
-            path.display()
-        );
+        skip(&path);
         return None;
     }
     Some(path)
@@ -38,14 +36,18 @@ pub struct MailServer {
 }
 
 impl MailServer {
-    /// Starts the server with the options of `tests/mail/server.py`. Returns `None` if it is not
+    /// Starts the server with the options of `tests/libraries/mail_server.py`. Returns `None` if it is not
     /// installed.
     pub fn start(options: &[&str]) -> Option<Self> {
-        let mut process = Command::new(installed("bin/python")?)
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mail/server.py"))
+        let mut process = Command::new(installed("python-libraries/bin/python")?)
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/libraries/mail_server.py"
+            ))
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .expect("start the mail server");
         let mut output = BufReader::new(process.stdout.take().expect("a pipe"));
@@ -108,7 +110,7 @@ pub struct Mailpit {
 impl Mailpit {
     /// Starts the server. Returns `None` if it is not installed.
     pub async fn start() -> Option<Self> {
-        let program = installed("bin/mailpit")?;
+        let program = installed("mail-servers/mailpit")?;
         let folder = tempfile::tempdir().unwrap();
         let (smtp_port, smtp) = reserve_port();
         let (http_port, http) = reserve_port();

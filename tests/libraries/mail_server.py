@@ -2,7 +2,7 @@
 
 Prints its port, and then each mail that it accepts as a line of JSON: sender, recipients and content.
 
-usage: server.py [--port PORT] [--user USER --password PASSWORD] [--certificate FILE --key FILE --tls implicit|starttls]
+usage: mail_server.py [--port PORT] [--user USER --password PASSWORD] [--certificate FILE --key FILE --tls implicit|starttls]
                  [--reply COMMAND=REPLY]...
 
 `--reply RCPT=550 5.1.1 unknown user` replaces the reply to a command: MAIL, RCPT or DATA.
