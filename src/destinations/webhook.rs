@@ -254,6 +254,14 @@ impl Channel for Endpoint {
         let delivery = message::test(&self.name);
         Some(self.deliver(&delivery).await)
     }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        let resolved = self.sender.client.resolve(&self.url).await;
+        resolved.map_err(|message| ConfigError {
+            key: format!("webhooks.{}.url", self.name),
+            message,
+        })
+    }
 }
 
 /// The URLs of submissions on one host.
@@ -303,6 +311,11 @@ impl Channel for SubmittedUrls {
 
     async fn test(&self) -> Option<Outcome> {
         None
+    }
+
+    /// A host is resolved when a submission names a URL.
+    async fn check(&self) -> Result<(), ConfigError> {
+        Ok(())
     }
 }
 

@@ -260,7 +260,15 @@ mod tests {
     #[test]
     fn descriptions_name_no_rust_types() {
         assert_no_internals::<VideoRequest>(&[
-            "model", "prompt", "provider", "duration", "width", "platform", "input", "metadata",
+            "model",
+            "prompt",
+            "provider",
+            "duration",
+            "width",
+            "platform",
+            "input",
+            "metadata",
+            "owner_email",
         ]);
         assert_no_internals::<Registration>(&["owner", "provider", "metadata", "deadline_seconds"]);
         assert_no_internals::<UpdateRequest>(&[
@@ -272,7 +280,7 @@ mod tests {
             "outputs",
             "error",
         ]);
-        assert_no_internals::<TokenRequest>(&["sub", "jobs", "scope", "ttl_seconds"]);
+        assert_no_internals::<TokenRequest>(&["sub", "jobs", "scope", "ttl_seconds", "email"]);
     }
 
     #[test]

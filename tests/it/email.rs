@@ -1,0 +1,6 @@
+//! Mails about jobs, sent to real mail servers.
+
+mod channel;
+mod mails;
+mod online_check;
+mod servers;
