@@ -147,7 +147,7 @@ pub struct Destination {
     pub address: String,
     /// Selects and performs the deliveries.
     pub channel: Box<dyn Channel>,
-    /// Notified when a delivery may be due.
+    /// Notified when a delivery may be due, or the state of the destination was changed.
     pub wakeup: Notify,
 }
 

@@ -135,7 +135,10 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(ended) = self.attempts.join_next_with_id() => self.complete(ended).await,
-                () = destination.wakeup.notified() => self.idle_until = None,
+                () = destination.wakeup.notified() => {
+                    self.idle_until = None;
+                    self.state_read_at = None;
+                }
                 () = sleep(delay) => {}
             }
         }
