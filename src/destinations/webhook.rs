@@ -313,9 +313,15 @@ impl Channel for SubmittedUrls {
         None
     }
 
-    /// A host is resolved when a submission names a URL.
     async fn check(&self) -> Result<(), ConfigError> {
-        Ok(())
+        let resolved = match Url::parse(&format!("https://{}", self.host)) {
+            Ok(url) => self.sender.client.resolve(&url).await,
+            Err(error) => Err(error.to_string()),
+        };
+        resolved.map_err(|message| ConfigError {
+            key: "webhook_defaults.hosts".to_owned(),
+            message: format!("{}: {message}", self.host),
+        })
     }
 }
 

@@ -21,11 +21,12 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 /// Returns a value of a response as text: `-` if it is missing, and without control characters,
 /// which could change the terminal.
 pub(crate) fn cell(value: &Value) -> String {
-    let text = match value {
-        Value::Null => return "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
+    if value.is_null() {
+        return "-".to_owned();
+    }
+    let text = value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned);
     text.replace(char::is_control, " ")
 }
 

@@ -210,6 +210,20 @@ fn hosts_of_webhooks_are_resolved() {
         "{}",
         err(&unknown)
     );
+    let hosts = check(
+        &[
+            ("webhook_defaults.hosts", "localhost,host.invalid"),
+            ("webhook_defaults.secret", SECRET),
+        ],
+        &[],
+    );
+    let errors = err(&hosts);
+    let expected = "webhook_defaults.hosts: localhost: host has an address that is not allowed";
+    assert!(errors.contains(expected), "{errors}");
+    assert!(
+        errors.contains("webhook_defaults.hosts: host.invalid: "),
+        "{errors}"
+    );
     let public = endpoint("https://1.1.1.1/hook");
     assert!(public.status.success(), "{}", err(&public));
 }
