@@ -62,9 +62,9 @@ fn subjects(mails: &[Value]) -> Vec<&str> {
     let contents = mails.iter().map(|mail| mail["content"].as_str().unwrap());
     contents
         .map(|content| {
-            let lines = content.lines();
-            let subject = lines.filter_map(|line| line.strip_prefix("Subject: "));
-            subject.last().unwrap()
+            let mut lines = content.lines();
+            let subject = lines.find_map(|line| line.strip_prefix("Subject: "));
+            subject.unwrap()
         })
         .collect()
 }
