@@ -2,7 +2,7 @@
 
 import { onPress } from './action.js';
 import { deliveryErrorText, toSentence } from './error-text.js';
-import { attemptCountText, attemptResultText, attemptTimeText, deliveryNote, deliveryStateText, eventText, lastResultText } from './delivery-text.js';
+import { attemptCountText, attemptResultText, attemptTimeText, deliveryNote, deliveryStateText, eventText, isPending, lastResultText } from './delivery-text.js';
 import { $, attr, h, text } from './dom.js';
 
 /** @typedef {import('../progress-hub.js').Delivery} Delivery */
@@ -37,7 +37,8 @@ export class DeliveryRow {
     text($('.delivery-name b', this.element), eventText(delivery));
     text($('.delivery-name span', this.element), `to ${destination}${address ? ` · ${address}` : ''}`);
     text($('.delivery-state b', this.element), deliveryStateText(delivery));
-    text($('.last-result', this.element), lastResultText(delivery));
+    const lastResult = lastResultText(delivery);
+    text($('.last-result', this.element), lastResult && isPending(delivery) ? `last attempt: ${lastResult}` : lastResult);
     const button = $('button', this.element);
     // An attempt to a disabled destination would not be made.
     attr(button, 'hidden', maySend && state !== 'held' ? null : '');

@@ -51,6 +51,11 @@ export function lastResultText({ attempts }) {
   return last ? attemptResultText(last) : '';
 }
 
+/** Returns whether the delivery waits for an attempt, and the last one did not decide its state. @param {Delivery} delivery */
+export function isPending({ state }) {
+  return state === 'waiting' || state === 'held';
+}
+
 /** @param {DeliveryAttempt} attempt */
 export function attemptResultText({ status, error }) {
   const statusText = status === null ? '' : `status ${status}`;

@@ -1,7 +1,7 @@
 /** State of one destination, with buttons to test it and to enable or disable it. */
 
 import { onPress, showMessage } from './action.js';
-import { destinationFactsText, destinationKindText, destinationNextText, destinationStateText, testResultText } from './destination-text.js';
+import { destinationKindText, destinationNote, destinationStateText, testResultText } from './destination-text.js';
 import { $, attr, h, text } from './dom.js';
 import { destinationErrorText } from './error-text.js';
 
@@ -26,7 +26,6 @@ export class DestinationRow {
     h('i', { class: 'state-icon', 'aria-hidden': 'true' }),
     h('p', { class: 'destination-name' }, h('b'), ' ', h('span')),
     h('p', { class: 'destination-state' }, h('b'), ' ', h('span', { class: 'note' })),
-    h('p', { class: 'facts' }),
     h('p', { class: 'buttons' }, this.#test, this.#resume, this.#toggle),
     h('p', { class: 'result', role: 'status', hidden: '' }),
     h('p', { class: 'error', role: 'alert', hidden: '' }));
@@ -66,9 +65,7 @@ export class DestinationRow {
 
   /** @param {number} now the hub's clock, in milliseconds */
   tick(now) {
-    if (!this.#destination) return;
-    text($('.note', this.element), destinationNextText(this.#destination, now));
-    text($('.facts', this.element), destinationFactsText(this.#destination, now));
+    if (this.#destination) text($('.note', this.element), destinationNote(this.#destination, now));
   }
 
   /** @param {HTMLButtonElement} button @param {() => Promise<void>} send */

@@ -12,36 +12,40 @@ const DISABLED_REASONS = {
   failing: 'no attempt succeeded for too long',
   manual: 'by an administrator',
 };
-/** The state in a summary, as `2 active`. @type {[Destination['state'], string][]} */
-const SUMMARY_LABELS = [['disabled', 'disabled'], ['paused', 'paused'], ['unconfigured', 'not configured'], ['active', 'active']];
+/** In the order of a summary: those that need attention first. @type {Record<Destination['state'], string>} */
+const STATE_LABELS = { disabled: 'Disabled', paused: 'Paused', unconfigured: 'Not configured', active: 'Active' };
 
 /** Returns the kind and the address. @param {Destination} destination */
 export function destinationKindText({ kind, address }) {
   return [KIND_LABELS[kind ?? ''] ?? kind, address].filter(Boolean).join(' · ');
 }
 
-/** Returns the state with its reason, without the countdown, since a screen reader announces it once. @param {Destination} destination */
-export function destinationStateText({ state, disabled }) {
-  switch (state) {
-    case 'active': return 'Active';
-    case 'paused': return 'Paused';
-    case 'disabled': return disabled ? `Disabled since ${dateAndClock(disabled.at)}: ${DISABLED_REASONS[disabled.reason] ?? disabled.reason}` : 'Disabled';
-    case 'unconfigured': return 'Not configured: its deliveries are held';
-  }
+/** @param {Destination} destination */
+export function destinationStateText({ state }) {
+  return STATE_LABELS[state];
 }
 
-/** Returns what happens next, or an empty string. @param {Destination} destination @param {number} now */
-export function destinationNextText({ state, paused_until, disabled }, now) {
+/** Returns since when and why a destination is disabled, or an empty string. @param {Destination} destination */
+export function destinationReasonText({ state, disabled }) {
+  if (state === 'unconfigured') return 'its deliveries are held';
+  return disabled ? `since ${dateAndClock(disabled.at)}: ${DISABLED_REASONS[disabled.reason] ?? disabled.reason}` : '';
+}
+
+/** Returns when the next attempt is made, or an empty string if nothing delays it. @param {Destination} destination @param {number} now */
+function destinationNextText({ state, paused_until, disabled }, now) {
   if (state === 'paused') {
     const ms = paused_until ? Date.parse(paused_until) - now : 0;
     return seconds(ms) ? `next attempt in ${countdown(ms)}` : 'one attempt at a time until one succeeds';
   }
-  return state === 'disabled' && disabled?.recheck_at ? `next attempt at ${dateAndClock(disabled.recheck_at)}` : '';
+  return disabled?.recheck_at ? `next attempt at ${dateAndClock(disabled.recheck_at)}` : '';
 }
 
-/** Returns what waits, and how the last attempts ended. @param {Destination} destination @param {number} now */
-export function destinationFactsText({ waiting, last_success_at, last_error }, now) {
+/** Returns what follows the state: its reason, what waits, and how the last attempts ended. @param {Destination} destination @param {number} now */
+export function destinationNote(destination, now) {
+  const { waiting, last_success_at, last_error } = destination;
   return [
+    destinationReasonText(destination),
+    destinationNextText(destination, now),
     `${waiting} waiting`,
     last_success_at ? `last success ${ago(now - Date.parse(last_success_at))}` : 'no success yet',
     last_error ? `last error: ${last_error}` : '',
@@ -55,10 +59,10 @@ export function testResultText({ delivered, status, duration_ms, error }) {
   return `Test failed: ${error ?? 'not accepted'} (${error?.includes(String(status)) ? span(duration_ms) : details}).`;
 }
 
-/** Returns how many destinations are in each state, those that need attention first. @param {readonly Destination[]} destinations */
+/** Returns how many destinations are in each state, as `1 paused, 2 active`. @param {readonly Destination[]} destinations */
 export function destinationsSummary(destinations) {
-  return SUMMARY_LABELS.flatMap(([state, label]) => {
+  return Object.entries(STATE_LABELS).flatMap(([state, label]) => {
     const count = destinations.filter(destination => destination.state === state).length;
-    return count ? [`${count} ${label}`] : [];
+    return count ? [`${count} ${label.toLowerCase()}`] : [];
   }).join(', ');
 }

@@ -8,8 +8,9 @@
  */
 
 import { DestinationRow } from './destination-row.js';
-import { destinationStateText, destinationsSummary } from './destination-text.js';
+import { destinationReasonText, destinationStateText, destinationsSummary } from './destination-text.js';
 import { $, attr, setChildren, text } from './dom.js';
+import { toSentence } from './error-text.js';
 
 /** @typedef {import('../progress-hub.js').Destination} Destination */
 /** @typedef {import('../progress-hub.js').TestResult} TestResult */
@@ -96,7 +97,7 @@ export class Destinations {
   #update(destinations) {
     for (const destination of destinations) {
       const before = this.#destinations.find(({ name }) => name === destination.name);
-      if (before && before.state !== destination.state) this.#context.announce(destination.name, `${destination.name}: ${destinationStateText(destination)}.`);
+      if (before && before.state !== destination.state) this.#context.announce(destination.name, toSentence([`${destination.name}: ${destinationStateText(destination)}`, destinationReasonText(destination)].filter(Boolean).join(' ')));
     }
     this.#destinations = destinations;
     this.#render();

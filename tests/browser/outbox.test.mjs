@@ -64,7 +64,7 @@ describe('deliveries to a real endpoint', () => {
     await hub.pushUpdate(id, { status: 'succeeded' });
     const app = row(deliveries(tab, id), 'to app');
     await waitForText(app.locator('.delivery-name'), /^Succeeded to app · http:\/\/127\.0\.0\.1:\d+\/…$/);
-    await waitForText(app.locator('.delivery-state'), /^Waiting next attempt (in \ds|now) status 503$/);
+    await waitForText(app.locator('.delivery-state'), /^Waiting next attempt (in \ds|now) last attempt: status 503$/);
     const before = await app.locator('.note').textContent();
     await tab.waitForFunction(note => document.querySelector('.deliveries .note').textContent !== note, before);
     await waitForText(app.locator('.delivery-state'), /^Delivered (.*)\d\d:\d\d status 200$/);
@@ -122,7 +122,7 @@ describe('deliveries to a real endpoint', () => {
     await openDestinations(tab);
     const app = row(panel, 'app');
     await waitForText(app.locator('.destination-name'), /^app Webhook · http:\/\/127\.0\.0\.1:\d+\/…$/);
-    await waitForText(app.locator('.facts'), /^0 waiting · no success yet$/);
+    await waitForText(app.locator('.destination-state'), /^Active 0 waiting · no success yet$/);
     const testButton = tab.getByRole('button', { name: 'Test: app' });
     await testButton.click();
     await waitForText(app.locator('.result'), /^Test failed: status 503 \(.+\)\.$/);
@@ -130,20 +130,19 @@ describe('deliveries to a real endpoint', () => {
     await waitForText(app.locator('.result'), /^Test delivered \(status 200, .+\)\.$/);
 
     await tab.getByRole('button', { name: 'Disable: app' }).press('Enter');
-    await waitForText(app.locator('.destination-state b'), /^Disabled since (.*)\d\d:\d\d: by an administrator$/);
+    await waitForText(app.locator('.destination-state'), /^Disabled since (.*)\d\d:\d\d: by an administrator · 0 waiting/);
     await waitForText(panel.locator('summary b'), /^1 disabled$/);
-    await tab.locator('#live-region', { hasText: 'app: Disabled' }).waitFor();
+    await tab.locator('#live-region', { hasText: 'app: Disabled since' }).waitFor();
     const [id] = await hub.registerJobs(1);
     await hub.pushUpdate(id, { status: 'succeeded' });
-    await waitForText(app.locator('.facts'), /^1 waiting/);
+    await waitForText(app.locator('.destination-state'), / · 1 waiting/);
     await openDetails(tab, id);
     const held = row(deliveries(tab, id), 'to app');
     await waitForText(held.locator('.delivery-state'), /^Held the destination is disabled/);
     assert.equal(await held.getByRole('button').count(), 0, 'an attempt would not be made');
 
     await tab.getByRole('button', { name: 'Enable: app' }).press('Enter');
-    await waitForText(app.locator('.destination-state b'), /^Active$/);
-    await waitForText(app.locator('.facts'), /^0 waiting · last success (just now|\d+s ago)$/);
+    await waitForText(app.locator('.destination-state'), /^Active 0 waiting · last success (just now|\d+s ago)$/);
     assert.deepEqual(tab.consoleErrors.filter(error => !error.includes('demo/session')), []);
   });
 });
@@ -189,9 +188,9 @@ describe('deliveries', () => {
       element.querySelector('details').hidden ? '' : element.querySelector('summary').textContent, element.querySelector('button').hidden ? '' : element.querySelector('button').textContent,
     ]));
     assert.deepEqual(rows, [
-      ['Succeeded to app · https://app.example.com/…', 'Waiting next attempt in 5 min status 500', '1 attempt', 'Send now'],
+      ['Succeeded to app · https://app.example.com/…', 'Waiting next attempt in 5 min last attempt: status 500', '1 attempt', 'Send now'],
       ['Succeeded to paused · https://app.example.com/…', 'Waiting the destination is paused or busy', '', 'Send now'],
-      ['Succeeded to off · https://app.example.com/…', 'Held the destination is disabled status 410', '1 attempt', ''],
+      ['Succeeded to off · https://app.example.com/…', 'Held the destination is disabled last attempt: status 410', '1 attempt', ''],
       ['Succeeded to gone', 'Held the destination is no longer configured', '', ''],
       ['Failed to email · …@example.com', 'Delivered TIME status 250', '1 attempt', 'Send again'],
       ['Updated to version 3 to slow · https://app.example.com/…', 'Failed TIME no response within 15 s', '10 attempts', 'Send again'],
@@ -221,10 +220,12 @@ describe('deliveries', () => {
     await setVisibility('hidden');
     const before = mock.requests.length;
     await tab.clock.runFor(10_000);
+    await tab.evaluate(() => fetch('v1/health'));
     assert.equal(mock.requests.length, before);
+    const asked = tab.waitForRequest('**/v1/deliveries?*');
     await setVisibility('visible');
     await tab.clock.runFor(2_000);
-    assert.ok(mock.requests.length > before);
+    await asked;
   });
 
   test('why deliveries were not read is shown, and they can be read again', async () => {
@@ -321,18 +322,18 @@ describe('destinations', () => {
     const panel = await openDestinations(tab);
     await waitForText(panel.locator('summary b'), /^2 disabled, 2 paused, 1 not configured, 3 active$/);
     const rows = await panel.locator('li').evaluateAll(elements => elements.map(element => [
-      ...['.destination-name', '.destination-state', '.facts'].map(part => element.querySelector(part).textContent.replace(/\d\d:\d\d/, 'TIME').replace(/in \d+s/, 'in N s').trim()),
+      ...['.destination-name', '.destination-state'].map(part => element.querySelector(part).textContent.replace(/\d\d:\d\d/g, 'TIME').replace(/in \d+s/, 'in N s').trim()),
       [...element.querySelectorAll('button:not([hidden])')].map(button => button.textContent).join(),
     ]));
     assert.deepEqual(rows, [
-      ['app Webhook · https://app.example.com/…', 'Active', '0 waiting · last success 5 min ago', 'Test,Disable'],
-      ['slow Webhook · https://app.example.com/…', 'Paused next attempt in N s', '3 waiting · last success 2 min ago · last error: status 503', 'Test,Resume now,Disable'],
-      ['probed Webhook · https://app.example.com/…', 'Paused one attempt at a time until one succeeds', '0 waiting · no success yet', 'Test,Resume now,Disable'],
-      ['gone Webhook · https://app.example.com/…', 'Disabled since TIME: the endpoint responded that it no longer exists next attempt at TIME', '0 waiting · last success 2 min ago', 'Test,Enable'],
-      ['failing Webhook · https://app.example.com/…', 'Disabled since TIME: no attempt succeeded for too long', '0 waiting · last success 2 min ago', 'Test,Enable'],
-      ['hooks.example.com Webhooks of submissions · hooks.example.com', 'Active', '0 waiting · last success 2 min ago', 'Disable'],
-      ['old', 'Not configured: its deliveries are held', '2 waiting · last success 2 min ago', ''],
-      ['email Email · smtp.example.com', 'Active', '0 waiting · last success 2 min ago', 'Test,Disable'],
+      ['app Webhook · https://app.example.com/…', 'Active 0 waiting · last success 5 min ago', 'Test,Disable'],
+      ['slow Webhook · https://app.example.com/…', 'Paused next attempt in N s · 3 waiting · last success 2 min ago · last error: status 503', 'Test,Resume now,Disable'],
+      ['probed Webhook · https://app.example.com/…', 'Paused one attempt at a time until one succeeds · 0 waiting · no success yet', 'Test,Resume now,Disable'],
+      ['gone Webhook · https://app.example.com/…', 'Disabled since TIME: the endpoint responded that it no longer exists · next attempt at TIME · 0 waiting · last success 2 min ago', 'Test,Enable'],
+      ['failing Webhook · https://app.example.com/…', 'Disabled since TIME: no attempt succeeded for too long · 0 waiting · last success 2 min ago', 'Test,Enable'],
+      ['hooks.example.com Webhooks of submissions · hooks.example.com', 'Active 0 waiting · last success 2 min ago', 'Disable'],
+      ['old', 'Not configured its deliveries are held · 2 waiting · last success 2 min ago', ''],
+      ['email Email · smtp.example.com', 'Active 0 waiting · last success 2 min ago', 'Test,Disable'],
     ]);
   });
 
