@@ -24,7 +24,7 @@ use std::path::Path;
 pub(crate) use parse::is_redis_credential;
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
-    Budgets, CallbackConfig, Defaults, ForwardedHeader, Limits, Price, ProviderConfig,
+    ArchiveConfig, Budgets, CallbackConfig, Defaults, ForwardedHeader, Limits, Price, ProviderConfig,
     ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles,
 };
 pub use setting::Setting;
@@ -52,6 +52,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[budgets]`: limits of what submitted jobs may cost.
     pub budgets: Budgets,
+    /// `[archive]`: copies of the outputs.
+    pub archive: ArchiveConfig,
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
     /// `job.provider`.
     pub providers: BTreeMap<String, ProviderConfig>,
@@ -149,6 +151,7 @@ impl Config {
             defaults: reader.section("defaults"),
             limits: reader.section("limits"),
             budgets: reader.section("budgets"),
+            archive: reader.section("archive"),
             providers: reader
                 .names_in("providers")
                 .into_iter()
@@ -163,7 +166,7 @@ impl Config {
 
     /// Returns the settings by section.
     fn sections(&self) -> Vec<(String, Vec<Setting>)> {
-        let sections: [(&str, &dyn Section); 8] = [
+        let sections: [(&str, &dyn Section); 9] = [
             ("server", &self.server),
             ("auth", &self.auth),
             ("store", &self.store),
@@ -172,6 +175,7 @@ impl Config {
             ("defaults", &self.defaults),
             ("limits", &self.limits),
             ("budgets", &self.budgets),
+            ("archive", &self.archive),
         ];
         let providers = self
             .providers

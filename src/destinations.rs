@@ -1,11 +1,14 @@
 //! Destinations outside the hub that are told about jobs: webhook endpoints, e-mail and the archive.
 
+pub mod archive;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use wildmatch::WildMatch;
 
+use self::archive::Archive;
 use crate::job::{Job, Status};
 use crate::outbox::{Delivery, NewDelivery};
 
@@ -93,6 +96,12 @@ pub enum Verdict {
         /// Delay that the destination requested. The attempt then does not count.
         retry_after: Option<Duration>,
     },
+    /// The attempt failed for a reason that does not concern the destination, which may work. It
+    /// counts, and is repeated like any other.
+    SourceFailed {
+        /// The reason.
+        error: String,
+    },
     /// This delivery can't succeed. The destination works.
     Rejected {
         /// The reason.
@@ -117,6 +126,7 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct Destinations {
     routes: Vec<Route>,
+    has_archive: bool,
 }
 
 /// Selects the jobs and events that a destination receives.
@@ -134,7 +144,19 @@ impl Destinations {
     /// Creates destinations with these routes.
     #[must_use]
     pub fn new(routes: Vec<Route>) -> Self {
-        Self { routes }
+        Self {
+            routes,
+            has_archive: false,
+        }
+    }
+
+    /// Adds the archive, to which the outputs of every job are copied.
+    #[must_use]
+    pub fn with_archive(self) -> Self {
+        Self {
+            has_archive: true,
+            ..self
+        }
     }
 
     /// Returns the deliveries that follow from a new version of a job. `is_new` tells whether it is
@@ -143,15 +165,17 @@ impl Destinations {
     pub fn deliveries(&self, job: &Job, is_new: bool) -> Vec<NewDelivery> {
         let event = Event::of(job, is_new);
         let routes = self.routes.iter();
-        routes
+        let events = routes
             .filter(|route| route.selects(job, event))
             .map(|route| NewDelivery {
                 destination: route.destination.clone(),
                 event: event.as_str().to_owned(),
                 target: None,
                 is_independent: false,
-            })
-            .collect()
+            });
+        let is_archived = self.has_archive && event == Event::Succeeded;
+        let outputs = is_archived.then(|| Archive::deliveries(job));
+        events.chain(outputs.into_iter().flatten()).collect()
     }
 }
 

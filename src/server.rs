@@ -41,9 +41,10 @@ use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::{CancelService, CancelsInProgress};
 use crate::config::{Config, ConfigError, TlsFiles};
 use crate::destinations::Destinations;
+use crate::destinations::archive::Archive;
 use crate::hub::{self, Hub};
 use crate::links::Links;
-use crate::provider::{Fetcher, HttpClient, Providers};
+use crate::provider::{Downloader, Fetcher, HttpClient, Providers};
 use crate::store::{self, Retention};
 use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
@@ -178,7 +179,14 @@ impl Server {
             demo.as_ref()
                 .and(url::Url::parse(&config.server.local_url(address)).ok())
         });
+        let archive = Archive::open(&config.archive).map_err(BindError::Config)?;
+        let archive = archive.map(Arc::new);
+        let downloader = Downloader::new(&http, &config.archive.allow)?;
         let links = Links::new(public_url, callback_key, config.store.retain_final);
+        let links = match archive {
+            Some(_) => links.with_archive(),
+            None => links,
+        };
         let tracker = Arc::new(Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
@@ -205,6 +213,8 @@ impl Server {
                 Arc::clone(&metrics),
             )),
             links,
+            downloader,
+            archive,
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain,

@@ -17,9 +17,10 @@ use crate::background::submitter::Submitter;
 use crate::background::watchdog::Watchdog;
 use crate::cancellation::CancelService;
 use crate::config::Config;
+use crate::destinations::archive::Archive;
 use crate::hub::Hub;
 use crate::links::Links;
-use crate::provider::Providers;
+use crate::provider::{Downloader, Providers};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
@@ -39,6 +40,8 @@ pub struct Components {
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
+    pub downloader: Downloader,
+    pub archive: Option<Arc<Archive>>,
     pub origins: Arc<OriginPolicy>,
     pub metrics: Arc<Metrics>,
     pub security: Arc<SecurityLog>,

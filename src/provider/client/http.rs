@@ -14,7 +14,7 @@ use reqwest::redirect::Policy;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::public_ip::PublicDnsResolver;
+use super::public_ip::Reachable;
 use crate::provider::spec::request_spec::Method;
 
 /// Timeout of a request, from connecting to the end of the response.
@@ -35,8 +35,6 @@ pub struct HttpClient {
     unpooled: reqwest::Client,
     /// For downloads from the provider's own origin.
     pub(super) downloads: reqwest::Client,
-    /// For downloads from other hosts. Connects to public addresses only.
-    pub(super) public_downloads: reqwest::Client,
 }
 
 /// An HTTP client could not be created, for example because of invalid TLS roots.
@@ -76,27 +74,22 @@ impl HttpClient {
     /// # Errors
     /// Returns [`ClientBuildError`] if the TLS roots of the system are unusable.
     pub fn new() -> Result<Self, ClientBuildError> {
-        let builder = || {
-            reqwest::Client::builder()
-                .redirect(Policy::none())
-                .no_proxy()
-                .referer(false)
-                .retry(reqwest::retry::never())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
-        };
-        let build = |builder: reqwest::ClientBuilder| {
-            builder
-                .build()
-                .map_err(|error| ClientBuildError(describe(error)))
-        };
         let requests = || builder().timeout(REQUEST_TIMEOUT);
-        let downloads = || builder().no_gzip();
         Ok(Self {
             pooled: build(requests())?,
             unpooled: build(requests().pool_max_idle_per_host(0))?,
-            downloads: build(downloads())?,
-            public_downloads: build(downloads().dns_resolver(PublicDnsResolver))?,
+            downloads: Self::for_downloads(None)?,
+        })
+    }
+
+    /// Creates a client for downloads, which connects to addresses in `reachable` only.
+    pub(super) fn for_downloads(
+        reachable: Option<Reachable>,
+    ) -> Result<reqwest::Client, ClientBuildError> {
+        let downloads = builder().no_gzip();
+        build(match reachable {
+            Some(reachable) => downloads.dns_resolver(reachable),
+            None => downloads,
         })
     }
 
@@ -109,6 +102,24 @@ impl HttpClient {
     pub(super) async fn send_once(&self, request: Request) -> Result<Response, SendError> {
         send(&self.unpooled, request).await
     }
+}
+
+/// Returns what all clients have in common. HTTP/1.1 only, because the errors of a submission are
+/// told apart by what they mean for a connection that carries one request.
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .http1_only()
+        .redirect(Policy::none())
+        .no_proxy()
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
+}
+
+fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, ClientBuildError> {
+    let client = builder.build();
+    client.map_err(|error| ClientBuildError(describe(error)))
 }
 
 async fn send(client: &reqwest::Client, request: Request) -> Result<Response, SendError> {
@@ -246,6 +257,35 @@ impl Fetch for Fetcher {
             200 if response.body.len() <= max_bytes => Ok(response.body),
             200 => Err(FetchError("key set is too large".to_owned())),
             status => Err(FetchError(format!("key set request got status {status}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio_rustls::LazyConfigAcceptor;
+    use tokio_rustls::rustls::server::Acceptor;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_offer_http_1_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let http = HttpClient::new().unwrap();
+        for client in [&http.pooled, &http.unpooled, &http.downloads] {
+            let client = client.clone();
+            let request = client.get(format!("https://127.0.0.1:{port}/"));
+            let request = tokio::spawn(request.send());
+            let (stream, _) = listener.accept().await.unwrap();
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
+            let hello = hello.unwrap();
+            let offered = hello.client_hello().alpn().into_iter().flatten();
+            let offered: Vec<Vec<u8>> = offered.map(<[u8]>::to_vec).collect();
+            assert!(offered.iter().all(|it| it == b"http/1.1"), "{offered:?}");
+            drop(hello);
+            assert!(request.await.unwrap().is_err());
         }
     }
 }

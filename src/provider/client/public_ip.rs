@@ -1,11 +1,12 @@
-//! Public IP addresses: the only ones that a URL from a provider's response may lead to.
+//! Addresses that a URL from a provider's response may lead to: public ones, and those in networks
+//! that the operator allows.
 //!
 //! The excluded networks are those of the IANA special-purpose registries (RFC 6890 and its
 //! updates) that are not globally reachable, and those that embed another address: 6to4, Teredo and
 //! NAT64.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -41,7 +42,7 @@ const NOT_PUBLIC: [&str; 19] = [
 ];
 
 /// Returns whether an address is on the public internet.
-pub(super) fn is_public(address: IpAddr) -> bool {
+fn is_public(address: IpAddr) -> bool {
     static NETWORKS: LazyLock<[Vec<IpNet>; 2]> =
         LazyLock::new(|| [parse(&PUBLIC), parse(&NOT_PUBLIC)]);
     let [public, not_public] = &*NETWORKS;
@@ -57,26 +58,63 @@ fn parse(networks: &[&str]) -> Vec<IpNet> {
         .collect()
 }
 
-/// Resolves host names to their public addresses only. The client connects to exactly these
-/// addresses, so a DNS answer that changes between check and connection has no effect.
-pub(super) struct PublicDnsResolver;
+/// The addresses that a client may connect to.
+///
+/// As a resolver, it resolves host names to these addresses only. The client connects to exactly the
+/// addresses that were checked, so a DNS answer that changes between check and connection has no
+/// effect.
+#[derive(Clone)]
+pub(super) struct Reachable {
+    includes_public: bool,
+    allow: Arc<[IpNet]>,
+}
 
-/// The host has no public address.
+impl Reachable {
+    /// Public addresses, and those in `allow`.
+    pub(super) fn public_and(allow: &[IpNet]) -> Self {
+        Self {
+            includes_public: true,
+            allow: allow.into(),
+        }
+    }
+
+    /// Addresses in `allow`.
+    pub(super) fn only(allow: &[IpNet]) -> Self {
+        Self {
+            includes_public: false,
+            ..Self::public_and(allow)
+        }
+    }
+
+    /// Returns whether no address is included.
+    pub(super) fn is_nothing(&self) -> bool {
+        !self.includes_public && self.allow.is_empty()
+    }
+
+    /// Returns whether an address is included.
+    pub(super) fn contains(&self, address: IpAddr) -> bool {
+        let is_allowed = || self.allow.iter().any(|network| network.contains(&address));
+        (self.includes_public && is_public(address)) || is_allowed()
+    }
+}
+
+/// No address of the host is allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("host has no public address")]
 struct NonPublicAddress;
 
-impl Resolve for PublicDnsResolver {
+impl Resolve for Reachable {
     fn resolve(&self, name: Name) -> Resolving {
+        let reachable = self.clone();
         Box::pin(async move {
             let addresses = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let public: Vec<SocketAddr> = addresses
-                .filter(|address| is_public(address.ip()))
+            let allowed: Vec<SocketAddr> = addresses
+                .filter(|address| reachable.contains(address.ip()))
                 .collect();
-            if public.is_empty() {
+            if allowed.is_empty() {
                 return Err(NonPublicAddress.into());
             }
-            Ok(Box::new(public.into_iter()) as Addrs)
+            Ok(Box::new(allowed.into_iter()) as Addrs)
         })
     }
 }
@@ -151,5 +189,20 @@ mod tests {
         ] {
             assert_eq!(is_public(address.parse().unwrap()), expected, "{address}");
         }
+    }
+    #[test]
+    fn allowed_networks_extend_the_public_addresses() {
+        let allow = ["10.0.0.0/8".parse().unwrap()];
+        for (address, public, only) in [
+            ("1.1.1.1", true, false),
+            ("10.1.2.3", true, true),
+            ("127.0.0.1", false, false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(Reachable::public_and(&allow).contains(address), public);
+            assert_eq!(Reachable::only(&allow).contains(address), only);
+        }
+        assert!(Reachable::only(&[]).is_nothing());
+        assert!(!Reachable::public_and(&[]).is_nothing());
     }
 }
