@@ -24,8 +24,9 @@ use std::path::Path;
 pub(crate) use parse::is_redis_credential;
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
-    ArchiveConfig, Budgets, CallbackConfig, Defaults, ForwardedHeader, Limits, Price, ProviderConfig,
-    ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles,
+    ArchiveConfig, Budgets, CallbackConfig, Defaults, DeliveryConfig, ForwardedHeader, Limits,
+    Price, ProviderConfig, ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles, WebhookConfig,
+    WebhookDefaults,
 };
 pub use setting::Setting;
 
@@ -57,6 +58,12 @@ pub struct Config {
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
     /// `job.provider`.
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// `[deliveries]`: attempts to deliver to destinations outside the hub.
+    pub deliveries: DeliveryConfig,
+    /// `[webhook_defaults]`: settings that concern all outbound webhooks.
+    pub webhook_defaults: WebhookDefaults,
+    /// `[[webhooks]]`: endpoints that receive webhooks of the hub, by name.
+    pub webhooks: BTreeMap<String, WebhookConfig>,
     /// Dotted keys of the file whose values the environment or a flag overrides.
     pub overridden: BTreeSet<String>,
 }
@@ -152,21 +159,17 @@ impl Config {
             limits: reader.section("limits"),
             budgets: reader.section("budgets"),
             archive: reader.section("archive"),
-            providers: reader
-                .names_in("providers")
-                .into_iter()
-                .map(|name| {
-                    let provider = reader.section(&format!("providers.{name}"));
-                    (name, provider)
-                })
-                .collect(),
+            providers: reader.sections_in("providers"),
+            deliveries: reader.section("deliveries"),
+            webhook_defaults: reader.section("webhook_defaults"),
+            webhooks: reader.sections_in("webhooks"),
             overridden: BTreeSet::new(),
         }
     }
 
     /// Returns the settings by section.
     fn sections(&self) -> Vec<(String, Vec<Setting>)> {
-        let sections: [(&str, &dyn Section); 9] = [
+        let sections: [(&str, &dyn Section); 11] = [
             ("server", &self.server),
             ("auth", &self.auth),
             ("store", &self.store),
@@ -176,7 +179,12 @@ impl Config {
             ("limits", &self.limits),
             ("budgets", &self.budgets),
             ("archive", &self.archive),
+            ("deliveries", &self.deliveries),
+            ("webhook_defaults", &self.webhook_defaults),
         ];
+        let webhooks = self.webhooks.iter();
+        let webhooks =
+            webhooks.map(|(name, webhook)| (format!("webhooks.{name}"), webhook as &dyn Section));
         let providers = self
             .providers
             .iter()
@@ -184,18 +192,21 @@ impl Config {
         sections
             .map(|(name, section)| (name.to_owned(), section))
             .into_iter()
+            .chain(webhooks)
             .chain(providers)
             .map(|(name, section)| (name.clone(), section.settings(&name)))
             .collect()
     }
 
-    /// Returns the documentation of all settings. The key of a provider's setting contains `<name>`.
+    /// Returns the documentation of all settings. The key of a setting of a provider or a webhook
+    /// contains `<name>`.
     #[must_use]
     pub fn reference() -> Vec<Setting> {
         let mut config = Self::defaults();
         let name = "<name>".to_owned();
-        let provider = Reader::new(Layers::default()).section("");
-        config.providers.insert(name, provider);
+        let mut empty = Reader::new(Layers::default());
+        config.providers.insert(name.clone(), empty.section(""));
+        config.webhooks.insert(name, empty.section(""));
         let sections = config.sections().into_iter();
         sections.flat_map(|(_, settings)| settings).collect()
     }
@@ -208,7 +219,11 @@ impl Config {
             let lines = settings
                 .iter()
                 .map(|it| format!("{} = {}\n", it.name, it.value));
-            format!("[{name}]\n{}", lines.collect::<String>())
+            let head = match name.strip_prefix("webhooks.") {
+                Some(name) => format!("[[webhooks]]\nname = \"{name}\"\n"),
+                None => format!("[{name}]\n"),
+            };
+            head + &lines.collect::<String>()
         };
         let sections = self.sections().into_iter().map(section);
         sections.collect::<Vec<_>>().join("\n")

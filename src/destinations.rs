@@ -1,75 +1,44 @@
 //! Destinations outside the hub that are told about jobs: webhook endpoints, e-mail and the archive.
+//!
+//! A [`Channel`] selects the deliveries to its destination and performs them. When they are performed
+//! is decided by `background::delivery`.
 
 pub mod archive;
+mod webhook;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
+use tokio::sync::Notify;
 use wildmatch::WildMatch;
 
-use self::archive::Archive;
-use crate::job::{Job, Status};
+use crate::config::{Config, ConfigError};
+use crate::job::Job;
 use crate::outbox::{Delivery, NewDelivery};
+use crate::telemetry::{AttemptOutcome, DestinationKind};
 
-/// What happened to a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The job was created.
-    Created,
-    /// The job has a new version that is not final.
-    Updated,
-    /// The job succeeded.
-    Succeeded,
-    /// The job failed.
-    Failed,
-    /// The job was cancelled.
-    Cancelled,
-}
+pub use crate::outbox::Event;
+pub use webhook::{UrlNotAllowed, WebhookHosts};
 
-impl Event {
-    /// Every event.
-    pub const ALL: [Self; 5] = [
-        Self::Created,
-        Self::Updated,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Cancelled,
-    ];
-
-    /// Returns the event of a new version. `is_new` tells whether it is the job's first.
-    #[must_use]
-    pub fn of(job: &Job, is_new: bool) -> Self {
-        match job.status {
-            Status::Succeeded => Self::Succeeded,
-            Status::Failed => Self::Failed,
-            Status::Cancelled => Self::Cancelled,
-            Status::Accepted | Status::Queued | Status::Running if is_new => Self::Created,
-            Status::Accepted | Status::Queued | Status::Running => Self::Updated,
-        }
-    }
-
-    /// Returns the name in the configuration and in deliveries.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "job.created",
-            Self::Updated => "job.updated",
-            Self::Succeeded => "job.succeeded",
-            Self::Failed => "job.failed",
-            Self::Cancelled => "job.cancelled",
-        }
-    }
-}
-
-/// Performs the deliveries to one destination.
+/// Selects and performs the deliveries to one destination.
 #[async_trait]
 pub trait Channel: Send + Sync + 'static {
+    /// Returns the deliveries that follow from a new version of a job. `event` is the event of the
+    /// version.
+    fn deliveries(&self, job: &Job, event: Event) -> Vec<NewDelivery>;
+
     /// Returns the maximum number of attempts at the same time.
     fn max_in_flight(&self) -> usize;
 
     /// Performs one attempt. Its duration is bounded.
     async fn deliver(&self, delivery: &Delivery) -> Outcome;
+
+    /// Checks whether the destination accepts deliveries, by sending it a test. Returns `None` if
+    /// that is not possible without a job. The duration is bounded.
+    async fn test(&self) -> Option<Outcome>;
 }
 
 /// The result of an attempt.
@@ -122,41 +91,111 @@ pub enum Verdict {
     },
 }
 
-/// Selects the deliveries that follow from a change of a job.
-#[derive(Debug, Default)]
-pub struct Destinations {
-    routes: Vec<Route>,
-    has_archive: bool,
+impl Verdict {
+    /// Returns why the attempt failed, or `None` if it succeeded or nothing was attempted.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Failed { error, .. }
+            | Self::SourceFailed { error }
+            | Self::Rejected { error }
+            | Self::Misconfigured { error } => Some(error),
+            Self::Gone => Some("status 410"),
+            Self::Delivered { .. } | Self::Postponed { .. } => None,
+        }
+    }
 }
 
-/// Selects the jobs and events that a destination receives.
-#[derive(Debug)]
-pub struct Route {
-    /// Name of the destination.
-    pub destination: String,
-    /// The events.
-    pub events: Vec<Event>,
-    /// Patterns of owners. Empty selects all.
-    pub owners: Vec<WildMatch>,
+impl From<&Verdict> for AttemptOutcome {
+    fn from(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Delivered { .. } => Self::Delivered,
+            Verdict::Failed { .. } | Verdict::SourceFailed { .. } => Self::Failed,
+            Verdict::Rejected { .. } => Self::Rejected,
+            Verdict::Misconfigured { .. } => Self::Misconfigured,
+            Verdict::Gone => Self::Gone,
+            Verdict::Postponed { .. } => Self::Postponed,
+        }
+    }
+}
+
+/// A configured destination.
+pub struct Destination {
+    /// Unique name.
+    pub name: String,
+    /// What kind of destination it is.
+    pub kind: DestinationKind,
+    /// Where it is, for people. Contains no secret.
+    pub address: String,
+    /// Selects and performs the deliveries.
+    pub channel: Box<dyn Channel>,
+    /// Notified when a delivery may be due.
+    pub wakeup: Notify,
+}
+
+impl Destination {
+    /// Creates a destination.
+    #[must_use]
+    pub fn new(
+        name: impl Into<String>,
+        kind: DestinationKind,
+        address: impl Into<String>,
+        channel: impl Channel,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            address: address.into(),
+            channel: Box::new(channel),
+            wakeup: Notify::new(),
+        }
+    }
+}
+
+/// The configured destinations, by name.
+#[derive(Default)]
+pub struct Destinations {
+    by_name: BTreeMap<String, Arc<Destination>>,
 }
 
 impl Destinations {
-    /// Creates destinations with these routes.
-    #[must_use]
-    pub fn new(routes: Vec<Route>) -> Self {
-        Self {
-            routes,
-            has_archive: false,
+    /// Creates the destinations of a configuration.
+    ///
+    /// # Errors
+    /// All errors, each with its configuration key.
+    pub fn load(config: &Config) -> Result<Self, Vec<ConfigError>> {
+        let (webhooks, errors) = webhook::load(config);
+        if errors.is_empty() {
+            Ok(Self::new(webhooks))
+        } else {
+            Err(errors)
         }
     }
 
-    /// Adds the archive, to which the outputs of every job are copied.
+    /// Creates destinations with different names.
     #[must_use]
-    pub fn with_archive(self) -> Self {
+    pub fn new(destinations: impl IntoIterator<Item = Destination>) -> Self {
+        let destinations = destinations.into_iter();
+        let by_name = destinations.map(|it| (it.name.clone(), Arc::new(it)));
         Self {
-            has_archive: true,
-            ..self
+            by_name: by_name.collect(),
         }
+    }
+
+    /// Adds a destination with another name.
+    pub fn add(&mut self, destination: Destination) {
+        let name = destination.name.clone();
+        self.by_name.insert(name, Arc::new(destination));
+    }
+
+    /// Returns the destination with this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Destination>> {
+        self.by_name.get(name)
+    }
+
+    /// Returns all destinations, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Destination>> {
+        self.by_name.values()
     }
 
     /// Returns the deliveries that follow from a new version of a job. `is_new` tells whether it is
@@ -164,23 +203,43 @@ impl Destinations {
     #[must_use]
     pub fn deliveries(&self, job: &Job, is_new: bool) -> Vec<NewDelivery> {
         let event = Event::of(job, is_new);
-        let routes = self.routes.iter();
-        let events = routes
-            .filter(|route| route.selects(job, event))
-            .map(|route| NewDelivery {
-                destination: route.destination.clone(),
-                event: event.as_str().to_owned(),
-                target: None,
-                is_independent: false,
-            });
-        let is_archived = self.has_archive && event == Event::Succeeded;
-        let outputs = is_archived.then(|| Archive::deliveries(job));
-        events.chain(outputs.into_iter().flatten()).collect()
+        self.iter()
+            .flat_map(|destination| destination.channel.deliveries(job, event))
+            .collect()
+    }
+
+    /// Wakes the destinations of deliveries that were added to the outbox.
+    pub fn notify(&self, deliveries: &[NewDelivery]) {
+        for delivery in deliveries {
+            if let Some(destination) = self.get(&delivery.destination) {
+                destination.wakeup.notify_one();
+            }
+        }
     }
 }
 
+/// Selects the jobs and events that a destination receives.
+#[derive(Debug)]
+pub struct Route {
+    /// The events.
+    pub events: Vec<Event>,
+    /// Patterns of owners. Empty selects all.
+    pub owners: Vec<WildMatch>,
+}
+
 impl Route {
-    fn selects(&self, job: &Job, event: Event) -> bool {
+    /// Creates a route from the settings of a destination.
+    #[must_use]
+    pub fn new(events: &[Event], owners: &[String]) -> Self {
+        Self {
+            events: events.to_vec(),
+            owners: owners.iter().map(|owner| WildMatch::new(owner)).collect(),
+        }
+    }
+
+    /// Returns whether the destination receives this event of the job.
+    #[must_use]
+    pub fn selects(&self, job: &Job, event: Event) -> bool {
         let has_owner = || self.owners.iter().any(|owner| owner.matches(&job.owner));
         self.events.contains(&event) && (self.owners.is_empty() || has_owner())
     }

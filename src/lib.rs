@@ -39,6 +39,7 @@
 //! In reading order. A module imports only from the groups above its own; `tests/docs.rs` checks this.
 //! `docs/explanation/architecture.md` describes each module.
 
+pub mod egress; // outgoing HTTP: clients and the addresses they may reach
 pub mod rate_limit; // units per time and client
 pub mod time; // timestamps and deterministic jitter
 

@@ -3,6 +3,8 @@
 //! A delivery is written to the store in the same step as the version that causes it. A destination
 //! has at most one waiting webhook or e-mail per job, which is always the newest.
 
+mod event;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use serde_json::Value;
 
 use crate::job::{Job, JobId};
 use crate::time::Time;
+
+pub use event::Event;
 
 /// Maximum number of attempts that [`Progress::attempts`] describes. Older ones are dropped.
 pub const MAX_LOGGED_ATTEMPTS: usize = 16;
@@ -187,6 +191,13 @@ impl Delivery {
     pub fn due_at(&self) -> Option<Time> {
         self.progress.due_at()
     }
+
+    /// Returns the key by which lists are sorted.
+    #[must_use]
+    pub fn order(&self) -> (Time, &str, &str, &str) {
+        let id = &self.id;
+        (self.created_at, id.job.as_str(), &id.event, &id.destination)
+    }
 }
 
 impl Progress {
@@ -263,14 +274,36 @@ pub struct Disabled {
 pub enum DisabledReason {
     /// The endpoint responded with 410.
     Gone,
-    /// No attempt succeeded for [`DISABLE_AFTER`].
+    /// No attempt succeeded for `deliveries.disable_after`.
     Failing,
     /// An administrator disabled it.
     Manual,
 }
 
-/// Time without a successful attempt after which a failing destination is disabled.
-pub const DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * 60 * 60);
+impl DisabledReason {
+    /// Returns the name used in the API and in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Failing => "failing",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// Default of `deliveries.retries`: the schedule that Standard Webhooks recommends.
+pub const RETRY_DELAYS: [Duration; 9] = [
+    Duration::from_secs(5),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(2 * 60 * 60),
+    Duration::from_secs(5 * 60 * 60),
+    Duration::from_secs(10 * 60 * 60),
+    Duration::from_secs(14 * 60 * 60),
+    Duration::from_secs(20 * 60 * 60),
+    Duration::from_secs(24 * 60 * 60),
+];
 
 #[cfg(test)]
 mod tests {

@@ -45,7 +45,7 @@ pub use client::download::{
     Body, Download, DownloadError, DownloadHead, Downloader, IncompleteBody, RangeRequest,
 };
 pub use client::error::{Rejection, RequestError, UnknownOutcome};
-pub use client::http::{ClientBuildError, Fetcher, HttpClient};
+pub use client::http::{Fetcher, HttpClient};
 pub use client::submission::Submission;
 pub use spec::task_mapping::TaskReport;
 pub use webhook::{PayloadError, WebhookContent, WebhookVerifyError};

@@ -40,8 +40,9 @@ use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::{CancelService, CancelsInProgress};
 use crate::config::{Config, ConfigError, TlsFiles};
-use crate::destinations::Destinations;
-use crate::destinations::archive::Archive;
+use crate::destinations::archive::{Archive, ArchiveChannel};
+use crate::destinations::{Destinations, WebhookHosts};
+use crate::egress::{AddressPolicy, ClientBuildError};
 use crate::hub::{self, Hub};
 use crate::links::Links;
 use crate::provider::{Downloader, Fetcher, HttpClient, Providers};
@@ -81,7 +82,7 @@ pub enum BindError {
     Tls(String),
     /// The HTTP client cannot be created.
     #[error(transparent)]
-    Client(#[from] crate::provider::ClientBuildError),
+    Client(#[from] ClientBuildError),
 }
 
 /// A server that has bound its address and does not accept connections yet.
@@ -95,15 +96,24 @@ pub struct Server {
     components: Components,
 }
 
-/// Creates the providers and the token verifier of a configuration. Opens neither the store nor a
-/// connection.
+/// What a configuration creates without opening the store or a connection.
+pub struct Validated {
+    /// The providers.
+    pub providers: Providers,
+    /// The destinations outside the hub.
+    pub destinations: Destinations,
+    /// The archive, if there is one. It becomes a destination when the store is open.
+    pub archive: Option<Archive>,
+    /// The token verifier.
+    pub verifier: Verifier,
+}
+
+/// Creates the providers, the destinations and the token verifier of a configuration. Opens neither
+/// the store nor a connection.
 ///
 /// # Errors
 /// All errors that show only when the settings are used, each with its key.
-pub fn validate(
-    config: &Config,
-    http: &HttpClient,
-) -> Result<(Providers, Verifier), Vec<ConfigError>> {
+pub fn validate(config: &Config, http: &HttpClient) -> Result<Validated, Vec<ConfigError>> {
     let fetcher = Arc::new(Fetcher::new(http.clone()));
     let verifier = Verifier::new(&config.auth, fetcher).map_err(|errors| {
         let errors = errors.into_iter();
@@ -115,10 +125,23 @@ pub fn validate(
         let key = "store.url".to_owned();
         vec![ConfigError { key, message }]
     });
-    match (Providers::load(config, http), verifier, store_url) {
-        (Ok(providers), Ok(verifier), Ok(_)) => Ok((providers, verifier)),
-        (providers, verifier, store_url) => {
-            let errors = [providers.err(), verifier.err(), store_url.err()];
+    let (providers, destinations) = (Providers::load(config, http), Destinations::load(config));
+    let archive = Archive::open(&config.archive);
+    match (providers, destinations, archive, verifier, store_url) {
+        (Ok(providers), Ok(destinations), Ok(archive), Ok(verifier), Ok(_)) => Ok(Validated {
+            providers,
+            destinations,
+            archive,
+            verifier,
+        }),
+        (providers, destinations, archive, verifier, store_url) => {
+            let errors = [
+                providers.err(),
+                destinations.err(),
+                archive.err(),
+                verifier.err(),
+                store_url.err(),
+            ];
             Err(errors.into_iter().flatten().flatten().collect())
         }
     }
@@ -131,7 +154,12 @@ impl Server {
     /// [`BindError`]. Everything that was opened is closed again.
     pub fn bind(config: Config, demo: Option<Demo>) -> Result<Self, BindError> {
         let http = HttpClient::new()?;
-        let (providers, verifier) = validate(&config, &http).map_err(BindError::Config)?;
+        let Validated {
+            providers,
+            mut destinations,
+            archive,
+            verifier,
+        } = validate(&config, &http).map_err(BindError::Config)?;
         for warning in config.warnings().into_iter().chain(providers.warnings()) {
             tracing::warn!(
                 config.key = warning.key,
@@ -170,6 +198,20 @@ impl Server {
         let store = store::open(&config.store, retention, feed.listener())?;
         let wakeups = WorkerWakeups::default();
         let providers = Arc::new(providers);
+        let archive = archive.map(Arc::new);
+        let policy = AddressPolicy::new(config.archive.allow.clone());
+        let downloader = Downloader::new(&http, policy)?;
+        if let Some(archive) = &archive {
+            let channel = ArchiveChannel::new(
+                Arc::clone(archive),
+                Arc::clone(&store) as _,
+                Arc::clone(&providers),
+                &downloader,
+                Arc::clone(&metrics),
+            );
+            destinations.add(archive.destination(channel));
+        }
+        let destinations = Arc::new(destinations);
         let secret = config.callback.secret.as_ref();
         let callback_key = secret.and_then(|secret| {
             let key = CallbackKey::new(secret).ok()?;
@@ -179,9 +221,6 @@ impl Server {
             demo.as_ref()
                 .and(url::Url::parse(&config.server.local_url(address)).ok())
         });
-        let archive = Archive::open(&config.archive).map_err(BindError::Config)?;
-        let archive = archive.map(Arc::new);
-        let downloader = Downloader::new(&http, &config.archive.allow)?;
         let links = Links::new(public_url, callback_key, config.store.retain_final);
         let links = match archive {
             Some(_) => links.with_archive(),
@@ -190,7 +229,7 @@ impl Server {
         let tracker = Arc::new(Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
-            Arc::new(Destinations::default()),
+            Arc::clone(&destinations),
             links.clone(),
             Arc::clone(&metrics),
             wakeups.clone(),
@@ -212,6 +251,7 @@ impl Server {
                 links.clone(),
                 Arc::clone(&metrics),
             )),
+            webhook_hosts: WebhookHosts::new(&config.webhook_defaults),
             links,
             downloader,
             archive,
@@ -225,6 +265,7 @@ impl Server {
             hub,
             feed,
             providers,
+            destinations,
             tracker,
             canceller,
             metrics,

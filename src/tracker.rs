@@ -106,13 +106,14 @@ impl Tracker {
     ) -> Result<(CreateOutcome, Arc<Job>), Error> {
         for _ in 0..MAX_CAS_ATTEMPTS {
             let (job, schedule, buffered) = self.apply_buffered_updates(job.clone()).await?;
+            let deliveries = self.destinations.deliveries(&job, true);
             let create = CreateJob {
                 job: Arc::clone(&job),
                 schedule,
                 idempotency: idempotency.clone(),
                 applied_buffered: buffered,
                 budget_entries: entries.clone(),
-                deliveries: self.destinations.deliveries(&job, true),
+                deliveries: deliveries.clone(),
             };
             let created = self.store.create(create).await?;
             if created == CreateOutcome::Created
@@ -123,6 +124,7 @@ impl Tracker {
             }
             if created != CreateOutcome::Conflict {
                 self.wakeups.notify_for(&schedule, &job);
+                self.destinations.notify(&deliveries);
                 return Ok((created, job));
             }
         }
@@ -215,6 +217,7 @@ impl Tracker {
             };
             let settlement = settlement::settle(&job, &next);
             let spent_micros = settlement.as_ref().map(|it| it.spent_micros);
+            let deliveries = self.destinations.deliveries(&next, false);
             let commit = CommitJob {
                 job: Arc::clone(&next),
                 expected_version: job.version,
@@ -227,7 +230,7 @@ impl Tracker {
                     .flatten()
                     .chain(settlement::leave_queue(&job, &next))
                     .collect(),
-                deliveries: self.destinations.deliveries(&next, false),
+                deliveries: deliveries.clone(),
             };
             match self.store.commit(commit).await? {
                 CommitOutcome::Committed => {
@@ -237,6 +240,7 @@ impl Tracker {
                     }
                     log_update(&next);
                     self.wakeups.notify_for(&schedule, &next);
+                    self.destinations.notify(&deliveries);
                     return Ok(UpdateOutcome {
                         job: next,
                         applied: true,

@@ -2,6 +2,16 @@
 
 use super::reader::{Reader, nearest};
 use super::{Config, ConfigError, parse};
+use crate::egress::AddressPolicy;
+
+const INVALID_NAME: &str = "name must be 1 to 32 characters of a-z, 0-9 and -";
+
+/// Names of destinations that are not webhooks.
+const RESERVED_NAMES: [&str; 2] = ["archive", "email"];
+
+/// Maximum number of webhooks, and of hosts for the webhooks of submissions. The hub checks the
+/// outbox of each.
+const MAX_ENDPOINTS: usize = 64;
 
 /// Adds errors about settings that do not fit together. Skips a check if one of its settings has an
 /// error already.
@@ -11,6 +21,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_store_password(config, reader);
     check_archive(config, reader);
     check_providers(config, reader);
+    check_webhooks(config, reader);
 }
 
 /// Returns a warning for each valid setting that weakens security.
@@ -112,9 +123,8 @@ fn check_providers(config: &Config, reader: &mut Reader) {
     }
     let max = config.store.retain_active;
     for (name, provider) in &config.providers {
-        if !parse::is_provider_name(name) {
-            let message = "name must be 1 to 32 characters of a-z, 0-9 and -";
-            reader.push_error(format!("providers.{name}"), message);
+        if !parse::is_name(name) {
+            reader.push_error(format!("providers.{name}"), INVALID_NAME);
         }
         if let Some(deadline) = provider.deadline.filter(|deadline| *deadline > max) {
             let [deadline, max] = [deadline, max].map(parse::print_duration);
@@ -122,6 +132,48 @@ fn check_providers(config: &Config, reader: &mut Reader) {
                 format!("providers.{name}.deadline"),
                 format!("must be at most store.retain_active ({max}), found {deadline}"),
             );
+        }
+    }
+}
+
+fn check_webhooks(config: &Config, reader: &mut Reader) {
+    let defaults = &config.webhook_defaults;
+    if config.webhooks.len() > MAX_ENDPOINTS {
+        reader.push_error(
+            "webhooks",
+            format!("must be at most {MAX_ENDPOINTS} entries"),
+        );
+    }
+    if defaults.hosts.len() > MAX_ENDPOINTS {
+        let message = format!("must have at most {MAX_ENDPOINTS} hosts");
+        reader.push_error("webhook_defaults.hosts", message);
+    }
+    let key = "webhook_defaults.secret";
+    let uses_secret = !defaults.hosts.is_empty() || !defaults.previous_secrets.is_empty();
+    if defaults.secret.is_none() && uses_secret && !reader.has_error_for(key) {
+        let setting = if defaults.hosts.is_empty() {
+            "previous_secrets"
+        } else {
+            "hosts"
+        };
+        reader.push_error(key, format!("required because {setting} is set"));
+    }
+    let policy = AddressPolicy::new(defaults.allow.clone());
+    for (name, webhook) in &config.webhooks {
+        let key = |setting: &str| format!("webhooks.{name}.{setting}");
+        if !parse::is_name(name) {
+            reader.push_error(format!("webhooks.{name}"), INVALID_NAME);
+        } else if RESERVED_NAMES.contains(&name.as_str()) {
+            reader.push_error(format!("webhooks.{name}"), "name is reserved");
+        }
+        if let Some(url) = &webhook.url
+            && !reader.has_error_for("webhook_defaults.allow")
+            && let Err(error) = policy.check(url)
+        {
+            reader.push_error(key("url"), format!("{error}; see webhook_defaults.allow"));
+        }
+        if webhook.secrets.is_empty() && !reader.has_error_for(&key("secrets")) {
+            reader.push_error(key("secrets"), "must have at least one secret");
         }
     }
 }

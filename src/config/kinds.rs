@@ -7,13 +7,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use progress_hub_auth::jwt::secret_problem;
+use progress_hub_auth::signature::SigningSecret;
 use secrecy::{ExposeSecret, SecretString};
 use toml::Value;
+use url::Url;
 
 use super::Price;
 use super::layers::RawValue;
 use super::parse;
 use super::setting::{Kind, Parsed, invalid};
+use crate::egress::{check_header, masked};
 
 const KIB: usize = 1024;
 
@@ -99,6 +102,56 @@ pub(super) fn signing_secret() -> Kind<SecretString> {
         }
     };
     Kind::new(parse, print).limits("at least 32 random bytes")
+}
+
+/// A secret that signs webhooks as Standard Webhooks specifies.
+pub(super) fn webhook_secret() -> Kind<SecretString> {
+    let Kind { parse, print, .. } = secret();
+    let parse = move |raw| {
+        let secret = parse(raw)?;
+        match SigningSecret::parse(&secret) {
+            Ok(_) => Ok(secret),
+            Err(error) => invalid(error.to_string()),
+        }
+    };
+    Kind::new(parse, print).limits("`whsec_` and the base64 of at least 24 random bytes")
+}
+
+/// The URL of an endpoint for webhooks. Its path and query are not printed.
+pub(super) fn webhook_url() -> Kind<Url> {
+    Kind {
+        print: Box::new(|url| Value::String(masked(url))),
+        ..parsed(parse::webhook_url)
+    }
+}
+
+/// A table of header values by name. The values are not printed.
+pub(super) fn headers() -> Kind<BTreeMap<String, SecretString>> {
+    let parse_header = |(name, value): (String, Value)| {
+        let error = |message: &str| Err(vec![(format!(".{name}"), message.to_owned())]);
+        let Value::String(value) = value else {
+            return error("must be text");
+        };
+        match check_header(&name, &value) {
+            Ok(()) => Ok((name, SecretString::from(value))),
+            Err(message) => error(message),
+        }
+    };
+    Kind::new(
+        move |raw| {
+            let value = raw.into_toml();
+            if let Value::Table(table) = value {
+                all(table.into_iter().map(parse_header))
+            } else {
+                expected("a table", &value)
+            }
+        },
+        |headers: &BTreeMap<_, _>| {
+            let names = headers.keys();
+            let redacted = names.map(|name| (name.clone(), Value::String(REDACTED.to_owned())));
+            Value::Table(redacted.collect())
+        },
+    )
 }
 
 /// A list of texts: a TOML list, or in the environment and flags also texts separated by commas.

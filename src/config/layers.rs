@@ -50,12 +50,15 @@ pub(super) type ReadValue = Result<RawValue, String>;
 /// The keys of a section and their values. An empty value is `None`.
 pub(super) type Keys = BTreeMap<String, Option<ReadValue>>;
 
-/// All values by section (`server`, `providers.kling`, or an empty string for none) and key.
+/// All values by section (`server`, `providers.kling`, `webhooks.app`, or an empty string for none)
+/// and key.
 #[derive(Default)]
 pub(super) struct Layers {
     pub(super) sections: BTreeMap<String, Keys>,
     /// Dotted keys of the file that a later source overrides.
     pub(super) overridden: BTreeSet<String>,
+    /// Errors in the structure of the file.
+    pub(super) errors: Vec<ConfigError>,
 }
 
 impl Layers {
@@ -87,14 +90,12 @@ impl Layers {
 
     fn add_table(&mut self, table: Table) {
         for (section, value) in table {
-            if let Value::Table(table) = value {
-                if section == "providers" {
-                    self.add_providers(table);
-                } else {
-                    self.add_keys(&section, table);
-                }
-            } else {
-                self.add("", section, Ok(RawValue::Toml(value)));
+            match (section.as_str(), value) {
+                ("providers", Value::Table(providers)) => self.add_providers(providers),
+                ("webhooks", Value::Array(webhooks)) => self.add_webhooks(webhooks),
+                ("webhooks", _) => self.push_error("webhooks", "must be written as [[webhooks]]"),
+                (_, Value::Table(keys)) => self.add_keys(&section, keys),
+                (_, value) => self.add("", section, Ok(RawValue::Toml(value))),
             }
         }
     }
@@ -109,6 +110,34 @@ impl Layers {
         }
     }
 
+    /// Adds the entries of `[[webhooks]]`. The section of an entry is `webhooks.<name>`.
+    fn add_webhooks(&mut self, webhooks: Vec<Value>) {
+        for (index, value) in webhooks.into_iter().enumerate() {
+            let entry = index + 1;
+            let Value::Table(mut keys) = value else {
+                self.push_error("webhooks", format!("entry {entry} must be a table"));
+                continue;
+            };
+            let Some(Value::String(name)) = keys.remove("name") else {
+                self.push_error("webhooks", format!("entry {entry} must have a name"));
+                continue;
+            };
+            let section = format!("webhooks.{name}");
+            if self.sections.contains_key(&section) {
+                self.push_error(section, "more than one entry has this name");
+            } else {
+                self.add_keys(&section, keys);
+            }
+        }
+    }
+
+    fn push_error(&mut self, key: impl Into<String>, message: impl Into<String>) {
+        self.errors.push(ConfigError {
+            key: key.into(),
+            message: message.into(),
+        });
+    }
+
     fn add_keys(&mut self, section: &str, keys: Table) {
         self.sections.entry(section.to_owned()).or_default();
         for (key, value) in keys {
@@ -116,9 +145,9 @@ impl Layers {
         }
     }
 
-    /// Adds environment variables of the form `PROGRESS_HUB__SECTION__KEY` or
-    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY`. In the name of a provider, `_` represents `-`. A variable
-    /// with the suffix `_FILE` names a file that contains the value.
+    /// Adds environment variables of the form `PROGRESS_HUB__SECTION__KEY`,
+    /// `PROGRESS_HUB__PROVIDERS__NAME__KEY` or `PROGRESS_HUB__WEBHOOKS__NAME__KEY`. In a name, `_`
+    /// represents `-`. A variable with the suffix `_FILE` names a file that contains the value.
     pub(super) fn add_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
         let mut seen = BTreeSet::new();
         for (name, value) in variables {
@@ -141,7 +170,9 @@ impl Layers {
             };
             let (section, key) = path.rsplit_once("__").unwrap_or(("", path));
             let section = match section.split_once("__") {
-                Some(("providers", name)) => format!("providers.{}", name.replace('_', "-")),
+                Some((parent @ ("providers" | "webhooks"), name)) => {
+                    format!("{parent}.{}", name.replace('_', "-"))
+                }
                 Some(_) | None => section.replace("__", "."),
             };
             self.add(&section, key.to_owned(), value.map(RawValue::Text));

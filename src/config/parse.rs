@@ -10,6 +10,8 @@ use toml::Value;
 use url::{Host, Url};
 
 use super::{ForwardedHeader, Tier};
+use crate::egress::HostAndPort;
+use crate::outbox::Event;
 
 type Parsed<T> = Result<T, &'static str>;
 
@@ -160,6 +162,36 @@ fn secure(url: Url) -> Parsed<Url> {
     }
 }
 
+/// Parses the URL of an endpoint for webhooks.
+pub(super) fn webhook_url(text: &str) -> Parsed<Url> {
+    if text.contains(char::is_control) {
+        return Err("must not contain control characters");
+    }
+    web_url(text)
+}
+
+/// Parses a host with an optional port, into the form that [`HostAndPort`] has for a URL.
+pub(super) fn host(text: &str) -> Parsed<HostAndPort> {
+    const FORM: &str = "must be a host or host:port, such as hooks.example.com";
+    let url = Url::parse(&format!("https://{text}")).map_err(|_| FORM)?;
+    let has_host_only = url.username().is_empty()
+        && url.password().is_none()
+        && url.path() == "/"
+        && !text.ends_with('/')
+        && url.query().is_none()
+        && url.fragment().is_none();
+    let host = HostAndPort::of(&url).filter(|_| has_host_only);
+    host.filter(|host| !host.as_str().contains('*')).ok_or(FORM)
+}
+
+/// Parses the name of an event.
+pub(super) fn event(text: &str) -> Parsed<Event> {
+    let mut events = Event::ALL.into_iter();
+    events
+        .find(|event| event.as_str() == text)
+        .ok_or("must be job.created, job.updated, job.succeeded, job.failed or job.cancelled")
+}
+
 /// Parses `*`, or an origin into the form that browsers send. The port may be `*`.
 pub(super) fn origin(text: &str) -> Parsed<String> {
     const FORM: &str = "must be scheme://host[:port] as browsers send it, scheme://host:* or *";
@@ -202,8 +234,8 @@ pub(super) fn prefix(text: &str) -> Parsed<String> {
     }
 }
 
-/// Returns whether a provider may have this name.
-pub(super) fn is_provider_name(name: &str) -> bool {
+/// Returns whether a provider or a webhook may have this name.
+pub(super) fn is_name(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=32).contains(&name.len()) && name.bytes().all(is_allowed)
 }

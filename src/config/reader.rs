@@ -19,11 +19,11 @@ pub(super) struct SectionReader<'a> {
 }
 
 impl Reader {
-    pub(super) fn new(layers: Layers) -> Self {
+    pub(super) fn new(mut layers: Layers) -> Self {
         Self {
+            errors: std::mem::take(&mut layers.errors),
             unread: layers,
             known_keys: BTreeMap::new(),
-            errors: Vec::new(),
         }
     }
 
@@ -66,7 +66,7 @@ impl Reader {
             }
         } else if section.is_empty() {
             for key in keys.keys() {
-                let is_section = self.known_keys.contains_key(key) || key == "providers";
+                let is_section = self.known_keys.contains_key(key) || is_parent(key);
                 let message = if is_section {
                     MUST_BE_SECTION.to_owned()
                 } else {
@@ -74,13 +74,13 @@ impl Reader {
                 };
                 self.push_error(key, message);
             }
-        } else if section == "providers" {
+        } else if is_parent(section) {
             for name in keys.keys() {
-                self.push_error(format!("providers.{name}"), MUST_BE_SECTION);
+                self.push_error(format!("{section}.{name}"), MUST_BE_SECTION);
             }
         } else {
-            let providers = "providers".to_owned();
-            let similar = nearest(section, self.known_keys.keys().chain([&providers]));
+            let parents = PARENTS.map(str::to_owned);
+            let similar = nearest(section, self.known_keys.keys().chain(&parents));
             self.push_error(section, unknown("section", similar));
         }
     }
@@ -110,6 +110,13 @@ impl SectionReader<'_> {
 }
 
 const MUST_BE_SECTION: &str = "must be a section, not a value";
+
+/// Sections that have a section for each name.
+const PARENTS: [&str; 2] = ["providers", "webhooks"];
+
+fn is_parent(section: &str) -> bool {
+    PARENTS.contains(&section)
+}
 
 fn unknown(what: &str, similar: Option<String>) -> String {
     match similar {

@@ -12,12 +12,14 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::kinds::{
-    amount, boolean, bytes, duration, file, list, number, parsed, prices, redis_password, secret,
-    signing_secret, store_url, text,
+    amount, boolean, bytes, duration, file, headers, list, number, parsed, prices, redis_password,
+    secret, signing_secret, store_url, text, webhook_secret, webhook_url,
 };
 use super::parse;
 use super::reader::SectionReader;
 use super::setting::{Section, Setting, section};
+use crate::egress::HostAndPort;
+use crate::outbox::{Event, RETRY_DELAYS};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -273,6 +275,62 @@ section! {
         allowed_input: Vec<String> = list(text()).or_empty(),
         /// Maximum cost of this provider's jobs per UTC day.
         budget_per_day: Option<f64> = amount().or_none(),
+    }
+}
+
+section! {
+    /// `[deliveries]`: attempts to deliver to destinations outside the hub.
+    pub struct DeliveryConfig {
+        /// Delays before the second and each further attempt, each varied by up to 20%. After the
+        /// last attempt the delivery has failed.
+        retries: Vec<Duration> = list(duration(MILLISECOND..=24 * HOUR)).or(RETRY_DELAYS.to_vec()),
+        /// Time for which a destination is paused after four failed attempts in a row. It doubles
+        /// with each further failure, up to one hour.
+        pause: Duration = duration(MILLISECOND..=HOUR).or(MINUTE),
+        /// Time without a success after which a failing destination is disabled.
+        disable_after: Duration = duration(SECOND..=YEAR).or(120 * HOUR),
+        /// Time after which a destination that was disabled by a response with status 410 is tried
+        /// once more.
+        recheck_after: Duration = duration(MILLISECOND..=24 * HOUR).or(HOUR),
+    }
+}
+
+section! {
+    /// `[webhook_defaults]`: settings that concern all outbound webhooks.
+    pub struct WebhookDefaults {
+        /// Hosts that `webhook_url` of a submission may name, as `host` for the default port of the
+        /// scheme, or `host:port`. At most 64.
+        hosts: Vec<HostAndPort> = list(parsed(parse::host)).or_empty(),
+        /// Secret that signs the webhooks to these hosts. Required if `hosts` is set.
+        secret: Option<SecretString> = webhook_secret().or_none(),
+        /// Earlier values of `secret`. They sign too, so that receivers can change over.
+        previous_secrets: Vec<SecretString> = list(webhook_secret()).or_empty(),
+        /// Networks that webhooks may reach although they are private, such as `10.0.0.0/8`. Within
+        /// them, http is allowed too.
+        allow: Vec<IpNet> = list(parsed(parse::network)).or_empty(),
+        /// Time limit of an attempt, from connecting to the end of the response.
+        timeout: Duration = duration(100 * MILLISECOND..=MINUTE).or(15 * SECOND),
+    }
+}
+
+section! {
+    /// `[[webhooks]]`: an endpoint that receives webhooks of the hub.
+    pub struct WebhookConfig {
+        /// URL of the endpoint: https with a public address, or an address in a network of
+        /// `webhook_defaults.allow`. The path is not printed, because chat services use it as a
+        /// secret.
+        url: Option<Url> = webhook_url().required_some("required: the URL of the endpoint"),
+        /// Secrets that sign each webhook, the newest first. Several allow rotation.
+        secrets: Vec<SecretString> = list(webhook_secret()).required("required: at least one secret that signs the webhooks"),
+        /// Events to send: `job.created`, `job.updated`, `job.succeeded`, `job.failed`,
+        /// `job.cancelled`.
+        events: Vec<Event> = list(parsed(parse::event)).or(Event::FINAL.to_vec()),
+        /// Owners whose jobs are sent. `*` matches any sequence of characters. By default, all.
+        owners: Vec<String> = list(text()).or_empty(),
+        /// Table of additional headers. The values are not printed.
+        headers: BTreeMap<String, SecretString> = headers().or_empty(),
+        /// MiniJinja template of the body. Without it, the body is the JSON of Standard Webhooks.
+        body: Option<String> = text().or_none(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a declaration of a setting consists of, and the macro that makes a section of them.
 
+use std::collections::BTreeMap;
+
 use toml::Value;
 
 use super::layers::RawValue;
@@ -88,6 +90,14 @@ impl<T: 'static> Kind<T> {
         Declaration {
             required: Some(message),
             ..self.declare(T::default(), "required".to_owned())
+        }
+    }
+
+    /// Declares a setting without default, of a type that has no [`Default`].
+    pub(super) fn required_some(self, message: &'static str) -> Declaration<Option<T>> {
+        Declaration {
+            required: Some(message),
+            ..self.optional("required")
         }
     }
 
@@ -180,6 +190,17 @@ impl Reader {
     /// Reads a section. Settings that are absent or invalid have their default.
     pub(super) fn section<S: Section>(&mut self, name: &str) -> S {
         S::read(&mut SectionReader { reader: self, name })
+    }
+
+    /// Reads every section `<parent>.<name>`, by name.
+    pub(super) fn sections_in<S: Section>(&mut self, parent: &str) -> BTreeMap<String, S> {
+        let names = self.names_in(parent).into_iter();
+        names
+            .map(|name| {
+                let section = self.section(&format!("{parent}.{name}"));
+                (name, section)
+            })
+            .collect()
     }
 }
 

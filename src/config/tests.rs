@@ -124,6 +124,28 @@ fn every_setting_is_printed_without_secrets() {
     per_job = 2.0
     per_owner_day = 12.5
 
+    [deliveries]
+    retries = ["1s", "1m"]
+    pause = "30s"
+    disable_after = "24h"
+    recheck_after = "10m"
+
+    [webhook_defaults]
+    hosts = ["hooks.example.com", "hooks.example.com:8443"]
+    secret = "(set)"
+    previous_secrets = ["(set)"]
+    allow = ["10.0.0.0/8"]
+    timeout = "5s"
+
+    [[webhooks]]
+    name = "app"
+    url = "https://app.example.com/…"
+    secrets = ["(set)", "(set)"]
+    events = ["job.created", "job.failed"]
+    owners = ["team-*"]
+    headers = { authorization = "(set)" }
+    body = '{ "text": {{ job.status }} }'
+
     [providers.kling-legacy]
     spec = "specs/mine.toml"
     base_url = "http://127.0.0.1:4000/api"
@@ -212,6 +234,19 @@ fn defaults_are_printed() {
     unit = "usd"
     per_job = ""
     per_owner_day = ""
+
+    [deliveries]
+    retries = ["5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h"]
+    pause = "1m"
+    disable_after = "120h"
+    recheck_after = "1h"
+
+    [webhook_defaults]
+    hosts = []
+    secret = ""
+    previous_secrets = []
+    allow = []
+    timeout = "15s"
     "#);
 }
 
@@ -242,6 +277,15 @@ fn secrets_are_read_unchanged() {
             "new-webhook-secret",
         ]
     );
+    let app = &config.webhooks["app"];
+    assert_eq!(
+        app.url.as_ref().unwrap().as_str(),
+        "https://app.example.com/hooks/path-of-the-app?token=query-of-the-app"
+    );
+    assert_eq!(
+        app.headers["authorization"].expose_secret(),
+        "Bearer header-of-the-app"
+    );
 }
 
 #[test]
@@ -249,19 +293,19 @@ fn every_setting_can_be_set_by_environment_and_flags() {
     let table: toml::Table = ALL_SETTINGS.parse().unwrap();
     let mut dotted = Vec::new();
     for (section, keys) in &table {
-        let named = if section == "providers" {
-            let name = "kling-legacy";
-            vec![(format!("providers.{name}"), &keys[name])]
-        } else {
-            vec![(section.clone(), keys)]
+        let (section, keys) = match section.as_str() {
+            "providers" => ("providers.kling-legacy".to_owned(), &keys["kling-legacy"]),
+            "webhooks" => ("webhooks.app".to_owned(), &keys[0]),
+            _ => (section.clone(), keys),
         };
-        for (section, keys) in named {
-            for (key, value) in keys.as_table().unwrap() {
-                let text = value
-                    .as_str()
-                    .map_or_else(|| value.to_string(), str::to_owned);
-                dotted.push((format!("{section}.{key}"), text));
-            }
+        let mut keys = keys.as_table().unwrap().clone();
+        if section == "webhooks.app" {
+            keys.remove("name");
+        }
+        for (key, value) in keys {
+            let text = value.as_str();
+            let text = text.map_or_else(|| value.to_string(), str::to_owned);
+            dotted.push((format!("{section}.{key}"), text));
         }
     }
     let env = dotted.iter().map(|(key, value)| {

@@ -27,9 +27,11 @@ use self::copy::CopyError;
 use self::key::KeyTemplate;
 use self::storage::Storage;
 pub use self::storage::StorageError;
+use super::Destination;
 use crate::config::{ArchiveConfig, ConfigError};
 use crate::job::{Job, JobId};
 use crate::outbox::{Delivery, DeliveryId, NewDelivery};
+use crate::telemetry::DestinationKind;
 use crate::time::Time;
 
 /// Name of the destination in deliveries.
@@ -136,6 +138,12 @@ impl Archive {
             key: key.to_owned(),
             message,
         })
+    }
+
+    /// Creates the destination of the copies.
+    #[must_use]
+    pub fn destination(&self, channel: ArchiveChannel) -> Destination {
+        Destination::new(DESTINATION, DestinationKind::Archive, self.url.as_str(), channel)
     }
 
     /// Returns the deliveries that copy the outputs of a job that has succeeded.

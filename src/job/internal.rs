@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use url::Url;
 
 use super::{OutputSource, VideoRequest};
 use crate::time::Time;
@@ -30,6 +31,9 @@ pub struct InternalState {
     /// first submission attempt or by a terminal status.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queue_charges: Vec<QueueCharge>,
+    /// URL that the submission named for its own webhooks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<Url>,
 }
 
 /// A charge to a limit on jobs that wait for submission.

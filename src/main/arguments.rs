@@ -107,8 +107,8 @@ impl ConfigArgs {
         let validated = server::validate(&config, &http);
         let mut warnings = config.warnings();
         let mut found = match validated {
-            Ok((providers, _)) => {
-                warnings.extend(providers.warnings());
+            Ok(validated) => {
+                warnings.extend(validated.providers.warnings());
                 Vec::new()
             }
             Err(found) => found,

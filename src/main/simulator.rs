@@ -24,6 +24,9 @@ pub(crate) struct SimulatorArgs {
     /// Webhook URL of the `videos` API, which has one URL per account
     #[arg(long, value_name = "URL")]
     project_webhook: Option<String>,
+    /// Secret that verifies the webhooks at /receiver, as whsec_...; may be repeated
+    #[arg(long, value_name = "SECRET")]
+    receiver_secret: Vec<String>,
     /// Duration of one step of progress
     #[arg(long, default_value = "700ms", value_parser = duration)]
     pace: Duration,
@@ -43,11 +46,17 @@ pub(crate) async fn run(args: SimulatorArgs) -> anyhow::Result<()> {
             .with_project_webhook(&url)
             .context("invalid --project-webhook")?;
     }
+    for secret in &args.receiver_secret {
+        simulator = simulator
+            .with_receiver_secret(secret)
+            .context("invalid --receiver-secret")?;
+    }
     let url = simulator.url();
     print(&format!("The simulated provider is at {url}"))?;
     for dialect in progress_hub_simulator::dialects() {
         print(&format!("  {dialect:<10} base_url = \"{url}/{dialect}\""))?;
     }
+    print(&format!("It receives webhooks of a hub at {url}/receiver"))?;
     let shutdown = shutdown_signal()?;
     simulator.run(shutdown).await.context("simulator failed")
 }

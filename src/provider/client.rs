@@ -8,7 +8,6 @@ pub(super) mod base_url;
 pub(super) mod download;
 pub(super) mod error;
 pub(super) mod http;
-mod public_ip;
 mod request;
 mod retry_hints;
 pub(super) mod submission;

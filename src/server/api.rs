@@ -1,6 +1,8 @@
 //! HTTP resources, one file per resource.
 
+pub mod deliveries;
 pub mod demo;
+pub mod destinations;
 pub mod events;
 pub mod health;
 pub mod jobs;

@@ -13,11 +13,13 @@ use super::security_log::SecurityLog;
 use crate::admission::AdmissionControl;
 use crate::background::breaker_sync::BreakerSync;
 use crate::background::change_feed::ChangeFeed;
+use crate::background::delivery::DeliveryService;
 use crate::background::submitter::Submitter;
 use crate::background::watchdog::Watchdog;
 use crate::cancellation::CancelService;
 use crate::config::Config;
 use crate::destinations::archive::Archive;
+use crate::destinations::{Destinations, WebhookHosts};
 use crate::hub::Hub;
 use crate::links::Links;
 use crate::provider::{Downloader, Providers};
@@ -34,6 +36,8 @@ pub struct Components {
     pub hub: Arc<Hub>,
     pub feed: Arc<ChangeFeed>,
     pub providers: Arc<Providers>,
+    pub destinations: Arc<Destinations>,
+    pub webhook_hosts: WebhookHosts,
     pub tracker: Arc<Tracker>,
     pub admission: Arc<AdmissionControl>,
     pub canceller: Arc<CancelService>,
@@ -75,11 +79,32 @@ impl Components {
             feed: Arc::clone(&self.feed),
             wakeups: self.wakeups.clone(),
         };
+        let deliveries = DeliveryService {
+            store: self.store.clone(),
+            destinations: Arc::clone(&self.destinations),
+            settings: self.config.deliveries.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
         let feed =
             Arc::clone(&self.feed).run(self.store.clone(), Arc::clone(&self.tracker), stop.clone());
+        if let Some(archive) = self.archive.clone() {
+            background.spawn(check_archive(archive, stop.clone()));
+        }
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
         background.spawn(breaker_sync.run(stop.clone()));
+        background.spawn(deliveries.run(stop.clone()));
         background.spawn(feed);
+    }
+}
+
+/// Warns at startup if the archive cannot be used. Copies wait until it can.
+async fn check_archive(archive: Arc<Archive>, stop: CancellationToken) {
+    let checked = tokio::select! {
+        checked = archive.check() => checked,
+        () = stop.cancelled() => return,
+    };
+    if let Err(error) = checked {
+        tracing::warn!(config.key = error.key, reason = error.message, "archive not usable");
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::admission::AdmissionError;
 use crate::cancellation::CancelError;
+use crate::destinations::UrlNotAllowed;
 use crate::destinations::archive::StorageError;
 use crate::job::{InvalidDataUrl, Job};
 use crate::provider::DownloadError;
@@ -90,6 +91,8 @@ error_codes! {
     BadMessage: "bad_message", None, websocket: true, retryable: false;
     /// A budget does not allow the job.
     BudgetExceeded: "budget_exceeded", Some(StatusCode::PAYMENT_REQUIRED), websocket: false, retryable: false;
+    /// The destination of the delivery is no longer configured.
+    DestinationNotConfigured: "destination_not_configured", Some(StatusCode::CONFLICT), websocket: false, retryable: false;
     /// The node is shutting down.
     Draining: "draining", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The token lacks a scope.
@@ -118,6 +121,8 @@ error_codes! {
     NotCancellable: "not_cancellable", Some(StatusCode::CONFLICT), websocket: true, retryable: false;
     /// The resource does not exist, or the caller may not see it.
     NotFound: "not_found", Some(StatusCode::NOT_FOUND), websocket: true, retryable: false;
+    /// The destination cannot be tested without a job.
+    NotTestable: "not_testable", Some(StatusCode::CONFLICT), websocket: false, retryable: false;
     /// Pages of this origin may not use the hub.
     OriginRefused: "origin_refused", Some(StatusCode::FORBIDDEN), websocket: false, retryable: false;
     /// The node has reached its maximum number of connections or memory for request bodies.
@@ -321,6 +326,12 @@ impl From<tracker::Error> for Problem {
             tracker::Error::NotFound => Self::not_found("job"),
             tracker::Error::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<UrlNotAllowed> for Problem {
+    fn from(error: UrlNotAllowed) -> Self {
+        Self::invalid(error.to_string())
     }
 }
 

@@ -10,7 +10,8 @@ use actix_web::{HttpResponse, web};
 
 use super::api::health::{AdminListener, StartedAt};
 use super::api::{
-    demo, events, health, jobs, outputs, providers, tokens, videos, webhooks, workers,
+    deliveries, demo, destinations, events, health, jobs, outputs, providers, tokens, videos,
+    webhooks, workers,
 };
 use super::components::Components;
 use super::error::{ErrorCode, Problem};
@@ -32,6 +33,7 @@ pub fn configure(
             .app_data(web::Data::from(components.hub))
             .app_data(web::Data::from(components.providers))
             .app_data(web::Data::from(components.tracker))
+            .app_data(web::Data::from(components.destinations))
             .app_data(web::Data::from(components.admission))
             .app_data(web::Data::from(components.canceller))
             .app_data(web::Data::from(components.verifier))
@@ -43,6 +45,7 @@ pub fn configure(
             .app_data(web::Data::from(components.origins))
             .app_data(web::Data::new(components.links))
             .app_data(web::Data::new(components.downloader))
+            .app_data(web::Data::new(components.webhook_hosts))
             .app_data(web::Data::new(components.wakeups))
             .app_data(web::Data::new(StartedAt(started_at)))
             .app_data(web::Data::new(components.config.server.clone()))
@@ -68,6 +71,12 @@ pub fn configure(
             Resource::new("/v1/tokens").post(tokens::mint),
             Resource::new("/v1/providers").get(providers::list),
             Resource::new("/v1/providers/{name}/resume").post(providers::resume),
+            Resource::new("/v1/deliveries").get(deliveries::list),
+            Resource::new("/v1/deliveries/{id}/redeliver").post(deliveries::redeliver),
+            Resource::new("/v1/destinations").get(destinations::list),
+            Resource::new("/v1/destinations/{name}/test").post(destinations::test),
+            Resource::new("/v1/destinations/{name}/enable").post(destinations::enable),
+            Resource::new("/v1/destinations/{name}/disable").post(destinations::disable),
             Resource::new("/v1/events").get(events::open),
             Resource::new("/v1/ws").get(upgrade_required),
         ];
@@ -94,6 +103,7 @@ pub fn configure_admin(
         app.app_data(web::Data::<dyn Store>::from(components.store))
             .app_data(web::Data::from(components.hub))
             .app_data(web::Data::from(components.providers))
+            .app_data(web::Data::from(components.destinations))
             .app_data(web::Data::from(components.metrics))
             .app_data(web::Data::from(components.security))
             .app_data(web::Data::from(components.limits))

@@ -152,6 +152,44 @@ labels! {
         DownloadRate = "download_rate",
     }
 
+    /// Kind of a destination outside the hub.
+    pub enum DestinationKind {
+        /// An endpoint of `[[webhooks]]`.
+        Webhook = "webhook",
+        /// A host of `webhook_defaults.hosts`.
+        Host = "host",
+        /// `[email]`.
+        Email = "email",
+        /// `[archive]`.
+        Archive = "archive",
+    }
+
+    /// Result of an attempt to deliver to a destination.
+    pub enum AttemptOutcome {
+        /// The destination accepted the delivery.
+        Delivered = "delivered",
+        /// The destination failed or did not respond.
+        Failed = "failed",
+        /// The delivery cannot succeed.
+        Rejected = "rejected",
+        /// The destination needs other settings.
+        Misconfigured = "misconfigured",
+        /// The destination responded with 410.
+        Gone = "gone",
+        /// Nothing was attempted, because a limit applies.
+        Postponed = "postponed",
+    }
+
+    /// State of a destination.
+    pub enum DestinationStatus {
+        /// Deliveries are attempted.
+        Active = "active",
+        /// Several attempts failed. One attempt at a time tests the destination.
+        Paused = "paused",
+        /// Deliveries are held.
+        Disabled = "disabled",
+    }
+
     /// State of a provider. The order is by severity.
     #[derive(PartialOrd, Ord, Serialize, Deserialize)]
     #[serde(rename_all = "snake_case")]

@@ -15,8 +15,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::labels::{
-    self, AdmissionRejection, ArchiveFailure, CallOutcome, ConnectionKind, Limit,
-    ProviderOperation, ProviderState, WebhookOutcome,
+    self, AdmissionRejection, ArchiveFailure, AttemptOutcome, CallOutcome, ConnectionKind,
+    DestinationKind, DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
 };
 use crate::job::Source;
 
@@ -47,6 +47,9 @@ label_sets! {
     LimitLabels { limit: &'static str }
     CloseLabels { code: String }
     CodeLabels { code: &'static str }
+    AttemptLabels { kind: &'static str, outcome: &'static str }
+    DestinationLabels { destination: String }
+    DestinationStateLabels { destination: String, state: &'static str }
 }
 
 /// Counter of an amount of money.
@@ -79,6 +82,9 @@ pub struct Metrics {
     limits_reached: Family<LimitLabels, Counter>,
     websocket_closes: Family<CloseLabels, Counter>,
     problems: Family<CodeLabels, Counter>,
+    delivery_attempts: Family<AttemptLabels, Counter>,
+    deliveries_waiting: Family<DestinationLabels, Gauge>,
+    destination_state: Family<DestinationStateLabels, Gauge>,
     log_lines_dropped: Counter,
     log_lines_suppressed: Counter,
     webhook_duration: Histogram,
@@ -162,6 +168,9 @@ impl Metrics {
         let limits_reached = register(r, "limits_reached", "Times that a client reached a limit");
         let websocket_closes = register(r, "websocket_closes", "Closed WebSockets, by close code");
         let problems = register(r, "problems", "Requests answered with a problem, by error code");
+        let delivery_attempts = register(r, "delivery_attempts", "Attempts to deliver to destinations outside the hub");
+        let deliveries_waiting = register(r, "deliveries_waiting", "Deliveries that wait for an attempt");
+        let destination_state = register(r, "destination_state", "Destination state (1 = current)");
         let log_lines_dropped = register(r, "log_lines_dropped", "Log lines dropped because the buffer was full or the write failed");
         let log_lines_suppressed = register(r, "log_lines_suppressed", "Repeated log lines of other crates that were not written");
         let webhook_duration = Histogram::new(exponential_buckets(0.000_5, 2.0, 15));
@@ -190,6 +199,9 @@ impl Metrics {
             limits_reached,
             websocket_closes,
             problems,
+            delivery_attempts,
+            deliveries_waiting,
+            destination_state,
             log_lines_dropped,
             log_lines_suppressed,
             webhook_duration,
@@ -199,6 +211,12 @@ impl Metrics {
         }
         for limit in Limit::ALL {
             metrics.limit_counter(limit);
+        }
+        // A counter that is missing until its first event loses that event in rates.
+        for kind in DestinationKind::ALL {
+            for outcome in AttemptOutcome::ALL {
+                metrics.attempt_counter(kind, outcome);
+            }
         }
         metrics
     }
@@ -364,6 +382,35 @@ impl Metrics {
         self.problems.get_or_create(&CodeLabels { code }).inc();
     }
 
+    /// Counts an attempt to deliver to a destination.
+    pub fn delivery_attempt(&self, kind: DestinationKind, outcome: AttemptOutcome) {
+        self.attempt_counter(kind, outcome).inc();
+    }
+
+    fn attempt_counter(&self, kind: DestinationKind, outcome: AttemptOutcome) -> Counter {
+        let labels = AttemptLabels {
+            kind: kind.as_str(),
+            outcome: outcome.as_str(),
+        };
+        self.delivery_attempts.get_or_create_owned(&labels)
+    }
+
+    /// Sets the state of a configured destination and the number of deliveries that wait for it.
+    pub fn set_destination(&self, name: &str, current: DestinationStatus, waiting: u64) {
+        for state in DestinationStatus::ALL {
+            let labels = DestinationStateLabels {
+                destination: name.to_owned(),
+                state: state.as_str(),
+            };
+            let gauge = self.destination_state.get_or_create(&labels);
+            gauge.set(i64::from(state == current));
+        }
+        let destination = name.to_owned();
+        self.deliveries_waiting
+            .get_or_create(&DestinationLabels { destination })
+            .set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
     /// Counts a WebSocket that either side closed with this code.
     pub fn socket_closed(&self, code: u16) {
         let code = labels::close_code(code);
@@ -445,6 +492,7 @@ mod tests {
         metrics.set_provider_balance("kling", 1.0);
         metrics.socket_closed(1000);
         metrics.problem("not_found");
+        metrics.set_destination("app", DestinationStatus::Active, 0);
         metrics.submission_rejected(AdmissionRejection::Budget);
         metrics.archive_failed(ArchiveFailure::Expired);
         metrics.reserved("kling", 1);
@@ -472,6 +520,9 @@ mod tests {
     progress_hub_limits_reached counter
     progress_hub_websocket_closes counter
     progress_hub_problems counter
+    progress_hub_delivery_attempts counter
+    progress_hub_deliveries_waiting gauge
+    progress_hub_destination_state gauge
     progress_hub_log_lines_dropped counter
     progress_hub_log_lines_suppressed counter
     progress_hub_webhook_duration_seconds histogram

@@ -293,7 +293,16 @@ fn secrets(config: &Config) -> impl Iterator<Item = &str> {
         .chain(&config.callback.secret)
         .chain(&config.callback.previous_secrets)
         .chain(&config.store.password);
-    all.chain(of_providers).map(|secret| secret.expose_secret())
+    let defaults = &config.webhook_defaults;
+    let of_webhooks = config
+        .webhooks
+        .values()
+        .flat_map(|it| it.secrets.iter().chain(it.headers.values()))
+        .chain(&defaults.secret)
+        .chain(&defaults.previous_secrets);
+    all.chain(of_providers)
+        .chain(of_webhooks)
+        .map(|secret| secret.expose_secret())
 }
 
 /// Reads a configuration from text.

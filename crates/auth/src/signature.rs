@@ -12,6 +12,7 @@ mod jwt;
 mod key;
 mod scheme;
 mod schemes;
+mod signing;
 mod spec;
 mod static_token;
 mod template;
@@ -30,6 +31,7 @@ pub use jwt::Jwt;
 pub use key::Key;
 pub use scheme::{CannotSign, KeySource, Scheme};
 pub use schemes::Schemes;
+pub use signing::{InvalidSigningSecret, SigningSecret, webhook_signature};
 pub use static_token::StaticToken;
 
 /// Maximum difference between a signed timestamp and the hub's clock in seconds, in either direction. The Standard

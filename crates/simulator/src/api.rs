@@ -8,7 +8,7 @@ use super::context::Context;
 use super::inspector::Inspector;
 use super::state::Counts;
 use super::task::Task;
-use super::{clip, providers};
+use super::{clip, providers, receiver};
 
 /// Maximum size of a body in bytes. Images may be sent as base64.
 const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -19,6 +19,9 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         .route("/simulator/counts", web::get().to(counts))
         .route("/simulator/counts/{dialect}", web::get().to(counts_in))
         .route("/simulator/tasks", web::get().to(tasks))
+        .route("/simulator/received", web::get().to(receiver::received))
+        .route("/receiver", web::post().to(receiver::receive))
+        .route("/receiver/{name}", web::post().to(receiver::receive))
         .default_service(web::to(answer));
 }
 

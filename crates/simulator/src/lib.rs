@@ -14,6 +14,9 @@
 //! | `/runway` | Runway: a version header, `DELETE` to cancel, cost in credits | none |
 //! | `/replicate` | Replicate: whole predictions, progress in the logs, `POST` to cancel | Standard Webhooks, for the requested events |
 //!
+//! The receiver at `/receiver` and `/receiver/{name}` takes the hub's own outbound webhooks, verifies their signatures,
+//! and fails as the query of its URL demands. `GET /simulator/received` returns what it received.
+//!
 //! `GET /simulator/counts`, `/simulator/counts/{dialect}` and `/simulator/tasks` return the true state for black-box
 //! tests and need no key. `GET /clips/{n}.mp4` under any path returns the clip and supports ranges.
 //!
@@ -25,7 +28,7 @@
 //! `Dialect` writes the response. A submit creates a [`Task`] with the `Plan` of its scenario. `Work` moves the task through
 //! the plan and delivers its webhooks. `SimulatorState` holds all tasks and counts, and an [`Inspector`] reads them.
 //!
-//! A file imports only from files below it. From the top: `api`, `providers`, `submit`, `worker` and `call`, `context`,
+//! A file imports only from files below it. From the top: `api`, `receiver`, `providers`, `submit`, `worker` and `call`, `context`,
 //! `dialect`, `form`, `inspector`, `state`, `task`, `scenario`, `plan`.
 
 mod api;
@@ -38,6 +41,7 @@ mod form;
 mod inspector;
 mod plan;
 mod providers;
+mod receiver;
 mod scenario;
 mod signing;
 mod state;
@@ -58,12 +62,14 @@ use tokio_util::task::TaskTracker;
 
 use self::context::Context;
 use self::providers::PROVIDERS;
+use self::receiver::Receiver;
 use self::signing::SigningKeys;
 use self::state::SimulatorState;
 
 pub use self::api::clip_route;
 pub use self::context::Settings;
 pub use self::inspector::Inspector;
+pub use self::receiver::Received;
 pub use self::scenario::{Scenario, UnknownScenario};
 pub use self::state::{Counts, Submits};
 pub use self::task::{Product, Status, Task};
@@ -73,6 +79,7 @@ pub struct Simulator {
     listener: TcpListener,
     address: SocketAddr,
     context: Context,
+    receiver: Receiver,
 }
 
 /// Returns the names of all dialects. Each is served under the path of its name.
@@ -112,6 +119,7 @@ impl Simulator {
             listener,
             address,
             context,
+            receiver: Receiver::default(),
         })
     }
 
@@ -122,6 +130,16 @@ impl Simulator {
     pub fn with_project_webhook(mut self, url: &str) -> io::Result<Self> {
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not an http address");
         self.context.project = Some(submit::http_url(url).ok_or_else(wrong)?);
+        Ok(self)
+    }
+
+    /// Adds a secret, as `whsec_` and base64, that verifies the webhooks at `/receiver`. Without one, they are not
+    /// verified.
+    ///
+    /// # Errors
+    /// Returns `InvalidInput` if the secret is malformed.
+    pub fn with_receiver_secret(mut self, secret: &str) -> io::Result<Self> {
+        self.receiver.secrets.push(SigningKeys::new(Some(secret))?);
         Ok(self)
     }
 
@@ -157,9 +175,11 @@ impl Simulator {
         // A forced stop of the server does not wait for its thread. This token is dropped with the last connection.
         let presence = running.token();
         let context = Data::new(self.context);
+        let receiver = Data::new(self.receiver);
         let app = move || {
             App::new()
                 .app_data(context.clone())
+                .app_data(receiver.clone())
                 .app_data(presence.clone())
                 .configure(api::routes)
         };

@@ -375,3 +375,131 @@ fn key_set_without_audience_is_a_warning() {
     assert_snapshot!(warnings(&[jwks, issuer]), @"auth.audience: not set: tokens that the issuer signed for other applications are accepted");
     assert_snapshot!(warnings(&[jwks]), @"auth.audience: not set: tokens that any issuer that uses these keys signed for other applications are accepted");
 }
+
+#[test]
+fn webhook_errors_are_reported_together() {
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    assert_snapshot!(errors_in_file(&with_secret(&format!(r#"
+        [deliveries]
+        retries = ["soon"]
+        pause = "2h"
+        disable_after = "0s"
+        recheck_after = 1
+
+        [webhook_defaults]
+        hosts = ["https://hooks.example.com", "a.example.com/path", "u@a.example.com", "*.example.com", ""]
+        secret = "secret"
+        previous_secrets = ["whsec_c2hvcnQ="]
+        allow = ["10.0.0.0/33"]
+        timeout = "1ms"
+
+        [[webhooks]]
+        name = "app"
+        url = "ftp://app.example.com"
+        secrets = ["whsec_c2hvcnQ=", "{secret}"]
+        events = ["job.done"]
+        owners = [1]
+        headers = {{ "Webhook-Id" = "x", "a b" = "x", "x-a" = 1 }}
+        body = 1
+        retries = 1
+
+        [[webhooks]]
+        name = "app"
+
+        [[webhooks]]
+        name = "Slack 1"
+        url = "https://user:password@app.example.com"
+        secrets = []
+
+        [[webhooks]]
+        name = "email"
+        url = "https://app.example.com/a#b"
+        secrets = ["{secret}"]
+
+        [[webhooks]]
+        url = "https://app.example.com"
+    "#))), @r#"
+    webhooks.app: more than one entry has this name
+    webhooks: entry 5 must have a name
+    deliveries.retries: item 1 must be a duration such as "500ms", "20s" or "1h30m"
+    deliveries.pause: must be between 1ms and 1h, found 2h
+    deliveries.disable_after: must be between 1s and 8760h, found 0s
+    deliveries.recheck_after: must be a duration such as "500ms", "20s" or "1h30m"
+    webhook_defaults.hosts: item 1 must be a host or host:port, such as hooks.example.com
+    webhook_defaults.hosts: item 2 must be a host or host:port, such as hooks.example.com
+    webhook_defaults.hosts: item 3 must be a host or host:port, such as hooks.example.com
+    webhook_defaults.hosts: item 4 must be a host or host:port, such as hooks.example.com
+    webhook_defaults.hosts: item 5 must not be empty
+    webhook_defaults.secret: must be whsec_ followed by base64
+    webhook_defaults.previous_secrets: item 1 must have at least 24 bytes after whsec_ and base64, found 5
+    webhook_defaults.allow: item 1 must be an IP address or a network, such as 10.0.0.0/8
+    webhook_defaults.timeout: must be between 100ms and 1m, found 1ms
+    webhooks.Slack 1.url: must not contain a user name or password
+    webhooks.app.url: must begin with http:// or https://
+    webhooks.app.secrets: item 1 must have at least 24 bytes after whsec_ and base64, found 5
+    webhooks.app.events: item 1 must be job.created, job.updated, job.succeeded, job.failed or job.cancelled
+    webhooks.app.owners: item 1 must be text, found a whole number
+    webhooks.app.headers.Webhook-Id: is set by the hub
+    webhooks.app.headers.a b: is not a valid name of a header
+    webhooks.app.headers.x-a: must be text
+    webhooks.app.body: must be text, found a whole number
+    webhooks.email.url: must not have a #fragment
+    webhooks.Slack 1: name must be 1 to 32 characters of a-z, 0-9 and -
+    webhooks.Slack 1.secrets: must have at least one secret
+    webhooks.email: name is reserved
+    webhooks.app.retries: unknown key; did you mean deliveries.retries?
+    "#);
+    assert_snapshot!(errors_in_file(&with_secret(&format!(r#"
+        [webhook_defaults]
+        hosts = ["a.example.com"]
+
+        [[webhooks]]
+        name = "plain"
+        url = "http://app.example.com"
+        secrets = ["{secret}"]
+
+        [[webhooks]]
+        name = "private"
+        url = "https://0x7f.1/hook"
+        secrets = ["{secret}"]
+    "#))), @r#"
+    webhook_defaults.secret: required because hosts is set
+    webhooks.plain.url: must be https; see webhook_defaults.allow
+    webhooks.private.url: must have a public address; see webhook_defaults.allow
+    "#);
+    assert_snapshot!(errors_in_file(&with_secret("[webhooks.app]\nurl = \"https://a.example.com\"\n")), @"webhooks: must be written as [[webhooks]]");
+    assert_snapshot!(errors_in_environment(&[
+        ("PROGRESS_HUB__AUTH__HS256_SECRETS", SECRET),
+        ("PROGRESS_HUB__WEBHOOKS__APP__EVENTS", "job.done"),
+        ("PROGRESS_HUB__WEBHOOKS__APP", "x"),
+        ("PROGRESS_HUB__WEBHOOK_DEFAULTS__PREVIOUS_SECRETS", secret),
+    ]), @r#"
+    webhooks.app.url: required: the URL of the endpoint
+    webhooks.app.secrets: required: at least one secret that signs the webhooks
+    webhooks.app.events: item 1 must be job.created, job.updated, job.succeeded, job.failed or job.cancelled
+    webhook_defaults.secret: required because previous_secrets is set
+    webhooks.app: must be a section, not a value
+    "#);
+}
+
+#[test]
+fn private_endpoints_need_an_allowed_network() {
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    for (allow, url, expected) in [
+        ("", "https://app.example.com/hook", true),
+        ("", "http://app.example.com/hook", false),
+        ("", "https://192.168.1.4/hook", false),
+        ("192.168.0.0/16", "https://192.168.1.4/hook", true),
+        ("192.168.0.0/16", "http://192.168.1.4/hook", true),
+        ("192.168.0.0/16", "http://nas.example.com/hook", true),
+        ("192.168.0.0/16", "http://10.0.0.1/hook", false),
+    ] {
+        let flags = [
+            ("webhook_defaults.allow", allow),
+            ("webhooks.app.url", url),
+            ("webhooks.app.secrets", secret),
+        ];
+        let loaded = load(&with_secret(""), &[], &flags);
+        assert_eq!(loaded.is_ok(), expected, "{allow} {url}");
+    }
+}

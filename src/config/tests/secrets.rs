@@ -13,7 +13,7 @@ fn debug_output_contains_no_secret() {
     }
 }
 
-fn all_secrets() -> [&'static str; 9] {
+fn all_secrets() -> [&'static str; 16] {
     [
         SECRET,
         "fedcba9876543210fedcba9876543210",
@@ -24,6 +24,13 @@ fn all_secrets() -> [&'static str; 9] {
         "secret-key-of-kling",
         "old-webhook-secret",
         "new-webhook-secret",
+        "c3VibWl0dGVkIHVybHMgc2VjcmV0IDAx",
+        "c3VibWl0dGVkIHVybHMgc2VjcmV0IDAy",
+        "c2VjcmV0IG9mIHRoZSBhcHAsIHRoZSBuZXdlc3Q=",
+        "c2VjcmV0IG9mIHRoZSBhcHAsIHRoZSBvbGRlcg==",
+        "path-of-the-app",
+        "query-of-the-app",
+        "header-of-the-app",
     ]
 }
 
@@ -60,7 +67,9 @@ proptest! {
         let given = if raw { secret.clone() } else { toml::Value::String(secret.clone()).to_string() };
         let file = format!(
             "[auth]\nhs256_secrets = {given}\n[store]\nurl = {given}\n[callback]\nsecret = [{given}]\n\
-             [providers.a]\nspec = \"fal\"\napi_key = {{ a = {given} }}\nwebhook_secrets = {given}\nbase_url = {given}\n",
+             [providers.a]\nspec = \"fal\"\napi_key = {{ a = {given} }}\nwebhook_secrets = {given}\nbase_url = {given}\n\
+             [webhook_defaults]\nsecret = {given}\nhosts = [{given}]\n\
+             [[webhooks]]\nname = \"a\"\nurl = {given}\nsecrets = [{given}]\nheaders = {{ host = {given} }}\nevents = [{given}]\n",
         );
         let listed = format!("[{secret}");
         let short = format!("{secret} ");

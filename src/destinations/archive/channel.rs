@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde_json::Value;
 
 use super::content::Content;
 use super::copy::CopyError;
 use super::{Archive, ArchivedOutput};
-use crate::destinations::{Channel, Outcome, Verdict};
+use crate::destinations::{Channel, Event, Outcome, Verdict};
 use crate::job::{Job, OutputSource, Source};
-use crate::outbox::Delivery;
+use crate::outbox::{Delivery, NewDelivery};
 use crate::provider::{Download, DownloadError, Downloader, Providers, RangeRequest};
 use crate::store::JobStore;
 use crate::telemetry::{ArchiveFailure, Metrics};
@@ -151,6 +152,13 @@ impl From<DownloadError> for CopyError {
 
 #[async_trait]
 impl Channel for ArchiveChannel {
+    fn deliveries(&self, job: &Job, event: Event) -> Vec<NewDelivery> {
+        match event {
+            Event::Succeeded => Archive::deliveries(job).collect(),
+            Event::Created | Event::Updated | Event::Failed | Event::Cancelled => Vec::new(),
+        }
+    }
+
     fn max_in_flight(&self) -> usize {
         self.archive.max_concurrent
     }
@@ -185,6 +193,17 @@ impl Channel for ArchiveChannel {
         };
         self.metrics.archive_failed(reason);
         outcome(verdict)
+    }
+
+    async fn test(&self) -> Option<Outcome> {
+        Some(outcome(match self.archive.check().await {
+            Ok(()) => Verdict::Delivered {
+                result: Value::Null,
+            },
+            Err(error) => Verdict::Misconfigured {
+                error: error.to_string(),
+            },
+        }))
     }
 }
 

@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ipnet::IpNet;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
-use url::{Host, Url};
+use url::Url;
 
-use super::http::{ClientBuildError, HttpClient, describe};
-use super::public_ip::Reachable;
+use super::http::HttpClient;
+use crate::egress::{AddressPolicy, ClientBuildError, build, client_builder, describe};
 
 /// Maximum number of downloads at the same time on one node.
 const MAX_CONCURRENT_DOWNLOADS: usize = 64;
@@ -104,37 +103,32 @@ pub enum DownloadError {
 pub struct Downloader {
     /// For the provider's own origin, which may be a private address.
     provider_client: reqwest::Client,
+    /// Which other hosts are allowed.
+    policy: AddressPolicy,
     /// For https URLs of other hosts.
-    https: HostClient,
+    https: reqwest::Client,
     /// For http URLs of other hosts.
-    http: HostClient,
+    http: reqwest::Client,
     stall_timeout: Duration,
     reader_timeout: Duration,
     permits: Arc<Semaphore>,
 }
 
-/// A client, and the addresses that it connects to.
-#[derive(Clone)]
-struct HostClient {
-    client: reqwest::Client,
-    reachable: Reachable,
-}
-
 impl Downloader {
-    /// Creates a downloader for clients of the hub. Public addresses are reached by https, and
-    /// addresses in `allow` also by http.
+    /// Creates a downloader for clients of the hub.
     ///
     /// # Errors
     /// [`ClientBuildError`] if the TLS roots of the system are unusable.
-    pub fn new(http: &HttpClient, allow: &[IpNet]) -> Result<Self, ClientBuildError> {
-        let host_client = |reachable: Reachable| {
-            let client = HttpClient::for_downloads(Some(reachable.clone()))?;
-            Ok(HostClient { client, reachable })
+    pub fn new(http: &HttpClient, policy: AddressPolicy) -> Result<Self, ClientBuildError> {
+        let client = |is_encrypted| {
+            let resolver = policy.resolver(is_encrypted);
+            build(client_builder().no_gzip().dns_resolver(resolver))
         };
         Ok(Self {
             provider_client: http.downloads.clone(),
-            https: host_client(Reachable::public_and(allow))?,
-            http: host_client(Reachable::only(allow))?,
+            https: client(true)?,
+            http: client(false)?,
+            policy,
             stall_timeout: STALL_TIMEOUT,
             reader_timeout: STALL_TIMEOUT,
             permits: Arc::new(Semaphore::new(MAX_CONCURRENT_DOWNLOADS)),
@@ -200,22 +194,14 @@ impl Downloader {
         Err(DownloadError::UrlNotAllowed("too many redirects"))
     }
 
-    /// Returns the client for another host than the provider. The client checks the addresses of a
-    /// host name.
+    /// Returns the client for another host than the provider. It checks the addresses of a name.
     fn client_for(&self, url: &Url) -> Result<&reqwest::Client, DownloadError> {
-        const ERROR: DownloadError = DownloadError::UrlNotAllowed("must be https and public");
-        let host_client = match url.scheme() {
+        let is_allowed = self.policy.check(url);
+        is_allowed.map_err(|_| DownloadError::UrlNotAllowed("must be https and public"))?;
+        Ok(match url.scheme() {
             "https" => &self.https,
-            "http" => &self.http,
-            _ => return Err(ERROR),
-        };
-        let is_reachable = match url.host() {
-            Some(Host::Domain(_)) => !host_client.reachable.is_nothing(),
-            Some(Host::Ipv4(address)) => host_client.reachable.contains(address.into()),
-            Some(Host::Ipv6(address)) => host_client.reachable.contains(address.into()),
-            None => false,
-        };
-        is_reachable.then_some(&host_client.client).ok_or(ERROR)
+            _ => &self.http,
+        })
     }
 
     fn start(

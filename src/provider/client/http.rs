@@ -10,18 +10,14 @@ use async_trait::async_trait;
 use minijinja::Value;
 use progress_hub_auth::jwt::{Fetch, FetchError};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::redirect::Policy;
 use serde_json::Value as Json;
 use url::Url;
 
-use super::public_ip::Reachable;
+use crate::egress::{ClientBuildError, build, client_builder, describe};
 use crate::provider::spec::request_spec::Method;
 
 /// Timeout of a request, from connecting to the end of the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Timeout of a TCP and TLS connection attempt.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum size of a response, in bytes after decompression.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
@@ -36,11 +32,6 @@ pub struct HttpClient {
     /// For downloads from the provider's own origin.
     pub(super) downloads: reqwest::Client,
 }
-
-/// An HTTP client could not be created, for example because of invalid TLS roots.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to build HTTP client: {0}")]
-pub struct ClientBuildError(String);
 
 /// A request to a provider. Its headers contain keys, so it must not be logged.
 pub(super) struct Request {
@@ -74,22 +65,11 @@ impl HttpClient {
     /// # Errors
     /// Returns [`ClientBuildError`] if the TLS roots of the system are unusable.
     pub fn new() -> Result<Self, ClientBuildError> {
-        let requests = || builder().timeout(REQUEST_TIMEOUT);
+        let requests = || client_builder().timeout(REQUEST_TIMEOUT);
         Ok(Self {
             pooled: build(requests())?,
             unpooled: build(requests().pool_max_idle_per_host(0))?,
-            downloads: Self::for_downloads(None)?,
-        })
-    }
-
-    /// Creates a client for downloads, which connects to addresses in `reachable` only.
-    pub(super) fn for_downloads(
-        reachable: Option<Reachable>,
-    ) -> Result<reqwest::Client, ClientBuildError> {
-        let downloads = builder().no_gzip();
-        build(match reachable {
-            Some(reachable) => downloads.dns_resolver(reachable),
-            None => downloads,
+            downloads: build(client_builder().no_gzip())?,
         })
     }
 
@@ -102,24 +82,6 @@ impl HttpClient {
     pub(super) async fn send_once(&self, request: Request) -> Result<Response, SendError> {
         send(&self.unpooled, request).await
     }
-}
-
-/// Returns what all clients have in common. HTTP/1.1 only, because the errors of a submission are
-/// told apart by what they mean for a connection that carries one request.
-fn builder() -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .http1_only()
-        .redirect(Policy::none())
-        .no_proxy()
-        .referer(false)
-        .retry(reqwest::retry::never())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .user_agent(concat!("progress-hub/", env!("CARGO_PKG_VERSION")))
-}
-
-fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, ClientBuildError> {
-    let client = builder.build();
-    client.map_err(|error| ClientBuildError(describe(error)))
 }
 
 async fn send(client: &reqwest::Client, request: Request) -> Result<Response, SendError> {
@@ -173,19 +135,6 @@ pub(super) fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, St
         map.insert(name, value);
     }
     Ok(map)
-}
-
-/// Returns the root cause of an error without the URL, which may contain a callback token.
-pub(super) fn describe(error: reqwest::Error) -> String {
-    if error.is_timeout() {
-        return "request timed out".to_owned();
-    }
-    let error = error.without_url();
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 impl Response {

@@ -6,7 +6,9 @@ use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 
+use super::destinations;
 use super::providers::states;
+use crate::destinations::Destinations;
 use crate::hub::{FeedHealth, Hub};
 use crate::provider::Providers;
 use crate::server::caller::Caller;
@@ -86,6 +88,7 @@ pub async fn metrics(
     hub: web::Data<Hub>,
     store: web::Data<dyn Store>,
     providers: web::Data<Providers>,
+    destinations: web::Data<Destinations>,
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let may_see_amounts = match (admin_listener, caller) {
@@ -107,6 +110,16 @@ pub async fn metrics(
         if let Some(balance) = provider.balance() {
             metrics.set_provider_balance(name, balance.amount);
         }
+    }
+    // If the store is unavailable, these metrics keep their values.
+    let stored = destinations::stored(&destinations, &**store).await;
+    let stored = stored.unwrap_or_default();
+    for stored in stored
+        .iter()
+        .filter(|it| destinations.get(&it.name).is_some())
+    {
+        let status = destinations::status(&stored.state, Time::now());
+        metrics.set_destination(&stored.name, status, stored.waiting);
     }
     let text = if may_see_amounts {
         metrics.render()

@@ -1,11 +1,14 @@
 //! `POST /v1/videos`: submits a job through the hub.
 
+use std::sync::Arc;
+
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::jobs::create_response;
 use crate::admission::{AdmissionControl, Admitted};
 use crate::config::Defaults;
+use crate::destinations::WebhookHosts;
 use crate::job::VideoRequest;
 use crate::links::Links;
 use crate::provider::Providers;
@@ -29,6 +32,7 @@ pub async fn submit(
     providers: web::Data<Providers>,
     defaults: web::Data<Defaults>,
     links: web::Data<Links>,
+    webhook_hosts: web::Data<WebhookHosts>,
     request: HttpRequest,
     body: JsonBody<VideoRequest>,
 ) -> Result<HttpResponse, Problem> {
@@ -36,8 +40,12 @@ pub async fn submit(
         return Err(Problem::forbidden("jobs:write"));
     }
     let idempotency = idempotency(&request, &caller, &body)?;
-    let video = body.value;
+    let mut video = body.value;
     validate_metadata(&video.metadata)?;
+    let webhook_url = video.webhook_url.take();
+    let webhook_url = webhook_url
+        .map(|url| webhook_hosts.parse(&url))
+        .transpose()?;
     let provider = match video.provider.as_ref().or(defaults.provider.as_ref()) {
         Some(name) => find_provider(&providers, name)?,
         None => providers.single().ok_or_else(|| {
@@ -52,9 +60,10 @@ pub async fn submit(
     }
     let now = Time::now();
     let Admitted {
-        job,
+        mut job,
         budget_entries,
     } = admission.admit(caller.subject(), provider, video, now)?;
+    Arc::make_mut(&mut job.internal).webhook_url = webhook_url;
     let entries = budget_entries.entries();
     let (outcome, job) = tracker.create(job, idempotency, entries).await?;
     if let CreateOutcome::LimitExceeded { window } = &outcome {

@@ -1,5 +1,6 @@
 //! Jobs that are not submitted by the hub: registration and updates by workers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::jobs::{conflict, create_response};
 use crate::config::StoreConfig;
+use crate::destinations::WebhookHosts;
 use crate::job::{
     Failure, FailureKind, Job, JobId, MAX_ERROR_CODE_CHARS, MAX_ERROR_MESSAGE_CHARS,
     MAX_MODEL_BYTES, MAX_OUTPUT_TYPE_CHARS, MAX_OUTPUTS, MAX_OUTPUTS_BYTES, MAX_STAGE_CHARS,
@@ -35,15 +37,21 @@ pub struct Registration {
     #[serde(default)]
     metadata: Map<String, Value>,
     deadline_seconds: Option<f64>,
+    webhook_url: Option<String>,
 }
 
 /// `POST /v1/jobs`: registers a worker's job, or a job that another program submitted to a provider.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments list exactly what the handler uses"
+)]
 pub async fn register(
     caller: Caller,
     tracker: web::Data<Tracker>,
     providers: web::Data<Providers>,
     settings: web::Data<StoreConfig>,
     links: web::Data<Links>,
+    webhook_hosts: web::Data<WebhookHosts>,
     request: HttpRequest,
     body: JsonBody<Registration>,
 ) -> Result<HttpResponse, Problem> {
@@ -54,6 +62,10 @@ pub async fn register(
     let new = body.value;
     validate_owner("owner", &new.owner)?;
     validate_metadata(&new.metadata)?;
+    let webhook_url = new.webhook_url.as_deref();
+    let webhook_url = webhook_url
+        .map(|url| webhook_hosts.parse(url))
+        .transpose()?;
     let model = new.model.as_deref().unwrap_or_default();
     require(model.len() <= MAX_MODEL_BYTES, || {
         format!("model must have at most {MAX_MODEL_BYTES} bytes")
@@ -86,7 +98,7 @@ pub async fn register(
         }
         None => provider.map_or(max_deadline, |provider| provider.poll_policy().deadline),
     };
-    let job = Job::new(
+    let mut job = Job::new(
         NewJob {
             owner: new.owner,
             provider: new.provider,
@@ -98,6 +110,7 @@ pub async fn register(
         },
         Time::now(),
     );
+    Arc::make_mut(&mut job.internal).webhook_url = webhook_url;
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
     create_response(&links, &caller, outcome, job, StatusCode::CREATED)
 }
