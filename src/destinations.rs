@@ -65,8 +65,8 @@ pub enum Verdict {
         /// Delay that the destination requested. The attempt then does not count.
         retry_after: Option<Duration>,
     },
-    /// The attempt failed for a reason that does not concern the destination, which may work. It
-    /// counts, and is repeated like any other.
+    /// The attempt failed for a reason that says nothing about the destination. It counts, and is
+    /// repeated like any other.
     SourceFailed {
         /// The reason.
         error: String,

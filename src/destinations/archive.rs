@@ -40,6 +40,9 @@ pub const DESTINATION: &str = "archive";
 /// Time limit of [`Archive::check`].
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Time limit of a signature, which needs a request if the credentials are temporary.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Copies of outputs, and links to them.
 pub struct Archive {
     /// `archive.url`.
@@ -199,7 +202,9 @@ impl Archive {
         }
         let path = self.storage.path(&archived.key);
         let method = if is_head { Method::HEAD } else { Method::GET };
-        let url = self.storage.sign(method, &path, self.link_ttl).await?;
+        let url = timeout(SIGN_TIMEOUT, self.storage.sign(method, &path, self.link_ttl)).await;
+        let no_credentials = |_| StorageError::Failed("no credentials in time".to_owned());
+        let url = url.map_err(no_credentials)??;
         Ok(url.map_or(ReadAccess::Stream, ReadAccess::Redirect))
     }
 

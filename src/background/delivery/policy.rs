@@ -142,10 +142,8 @@ impl DeliveryPolicy {
         let disabled = state.disabled.as_ref();
         let is_recheck = disabled.is_some_and(|disabled| is_recheck_due(disabled, now));
         let (failures, error, delay) = match verdict {
-            Verdict::Postponed { .. } => return state.clone(),
-            Verdict::Delivered { .. }
-            | Verdict::SourceFailed { .. }
-            | Verdict::Rejected { .. } => {
+            Verdict::Postponed { .. } | Verdict::SourceFailed { .. } => return state.clone(),
+            Verdict::Delivered { .. } | Verdict::Rejected { .. } => {
                 let is_success = matches!(verdict, Verdict::Delivered { .. });
                 let is_recent = |at: Time| now.saturating_duration_since(at) < SUCCESS_INTERVAL;
                 let last = state.last_success_at;
