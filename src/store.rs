@@ -1,8 +1,8 @@
 //! Persistent job storage. A change is durable before it is published.
 //!
 //! The interface is split by concern: [`JobStore`], [`WorkQueues`], [`ChangeSource`],
-//! [`BudgetStore`] and [`SharedState`]. An engine implements all of them and [`Store`]. One
-//! contract test suite, `tests/it/store.rs`, runs against every engine.
+//! [`BudgetStore`], [`Outbox`] and [`SharedState`]. An engine implements all of them and [`Store`].
+//! One contract test suite, `tests/it/store.rs`, runs against every engine.
 
 mod budgets;
 mod changes;
@@ -41,7 +41,7 @@ use crate::time::Time;
 /// Components take the narrowest trait that serves them. An `Arc<dyn Store>` coerces to each of
 /// the supertraits.
 #[async_trait]
-pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedState {
+pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + Outbox + SharedState {
     /// Returns the engine's name for health reports: `sqlite` or `redis`.
     fn name(&self) -> &'static str;
 
@@ -57,9 +57,10 @@ pub trait Store: JobStore + WorkQueues + ChangeSource + BudgetStore + SharedStat
 
     /// Deletes expired data and returns the number of deleted items.
     ///
-    /// Expired are jobs past their [`Retention`] with their idempotency keys and tasks, buffered
-    /// updates older than [`BUFFERED_UPDATE_TTL`], and budget windows past their end. One call
-    /// deletes a bounded number of items. Call it until it returns zero.
+    /// Expired are jobs past their [`Retention`] with their idempotency keys, tasks and ended
+    /// deliveries, waiting deliveries past [`WAITING_RETENTION`], buffered updates older than
+    /// [`BUFFERED_UPDATE_TTL`], and budget windows past their end. One call deletes a bounded number
+    /// of items. Call it until it returns zero.
     async fn sweep(&self, now: Time) -> Result<usize, Error>;
 
     /// Closes the store after the operations in progress have finished.

@@ -5,6 +5,7 @@
 //! destination, because it holds the destination's lease. If a lease expires during an attempt, the
 //! revision of the delivery prevents a second result from being recorded.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +13,16 @@ use async_trait::async_trait;
 
 use super::Error;
 use crate::job::JobId;
-use crate::outbox::{Delivery, DeliveryId, DestinationState, Progress};
+use crate::outbox::{Delivery, DeliveryId, DeliveryState, DestinationState, Progress};
 use crate::time::Time;
 
-/// How long a delivery that still waits is kept after it was written. It exceeds the schedule of
-/// attempts, so that only deliveries to a disabled destination reach it.
+/// How long a delivery that still waits is kept after it was due. Only deliveries to a disabled or
+/// removed destination reach it.
 pub const WAITING_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Delay before a delivery that can't be decoded is read again, because a newer node may have
+/// written it.
+pub(super) const CORRUPT_RETRY_DELAY: Duration = Duration::from_secs(60 * 60);
 
 /// A selection of deliveries.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +52,33 @@ pub enum DeliveryStateFilter {
     Failed,
 }
 
-/// Position of a delivery in a list, which is sorted by time and id, newest first.
+impl DeliveryStateFilter {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Waiting, Self::Delivered, Self::Failed];
+
+    /// Returns the filter that selects this state.
+    #[must_use]
+    pub fn of(state: &DeliveryState) -> Self {
+        match state {
+            DeliveryState::Waiting { .. } => Self::Waiting,
+            DeliveryState::Delivered { .. } => Self::Delivered,
+            DeliveryState::Failed { .. } => Self::Failed,
+        }
+    }
+
+    /// Returns the name of the state.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Position of a delivery in a list, which is sorted by time, job, event and destination, newest
+/// first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryCursor {
     /// [`Delivery::created_at`].
@@ -67,10 +98,35 @@ pub struct StoredDestination {
     pub waiting: u64,
 }
 
+impl StoredDestination {
+    /// Combines recorded states with numbers of waiting deliveries, which are added per name. Returns
+    /// the destinations by name.
+    pub(super) fn merge(
+        states: impl IntoIterator<Item = (String, DestinationState)>,
+        waiting: impl IntoIterator<Item = (String, u64)>,
+    ) -> Vec<Self> {
+        let mut destinations: BTreeMap<String, (DestinationState, u64)> = BTreeMap::new();
+        for (name, state) in states {
+            destinations.entry(name).or_default().0 = state;
+        }
+        for (name, count) in waiting {
+            destinations.entry(name).or_default().1 += count;
+        }
+        let destinations = destinations.into_iter();
+        destinations
+            .map(|(name, (state, waiting))| Self {
+                name,
+                state,
+                waiting,
+            })
+            .collect()
+    }
+}
+
 /// Storage of deliveries and of the state of destinations.
 ///
 /// Deliveries that have ended are deleted with their job. Waiting ones outlive the job, and are
-/// deleted after [`WAITING_RETENTION`].
+/// deleted when they end or after [`WAITING_RETENTION`].
 #[async_trait]
 pub trait Outbox: Send + Sync + 'static {
     /// Acquires or extends the lease of a destination. Returns whether `node` holds it for `ttl` from
@@ -92,6 +148,8 @@ pub trait Outbox: Send + Sync + 'static {
     }
 
     /// Returns the waiting deliveries of a destination that are due at `now`, earliest first.
+    ///
+    /// Corrupt deliveries are logged and due again an hour later.
     async fn due_deliveries(
         &self,
         destination: &str,
@@ -106,7 +164,8 @@ pub trait Outbox: Send + Sync + 'static {
     /// delivery does not have the version of `id` and the revision before `progress.revision`.
     ///
     /// A waiting progress puts the delivery back into the queue of its destination, also if it had
-    /// ended. On success the change is durable.
+    /// ended. A delivery that ends after its job was deleted is deleted. On success the change is
+    /// durable.
     async fn record_progress(&self, id: &DeliveryId, progress: Progress) -> Result<bool, Error>;
 
     /// Returns a delivery.

@@ -17,6 +17,7 @@ mod endpoint;
 mod jobs;
 mod keys;
 mod list;
+mod outbox;
 mod pubsub;
 mod queues;
 mod recent;

@@ -9,6 +9,7 @@ mod command;
 mod document_cache;
 mod file;
 mod jobs;
+mod outbox;
 mod queues;
 mod readers;
 mod sweep;

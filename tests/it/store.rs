@@ -13,6 +13,7 @@ mod buffered_updates;
 mod close;
 mod commit;
 mod create;
+mod outbox;
 mod queues;
 mod read;
 mod redis;
@@ -100,6 +101,26 @@ macro_rules! store_test_suite {
                 commit_missing_an_update_in_a_full_buffer_conflicts,
                 create_missing_a_buffered_update_conflicts,
                 update_racing_task_binding_is_never_lost,
+            }
+            outbox::{
+                deliveries_are_added_with_the_version,
+                unsuccessful_writes_add_no_deliveries,
+                repeated_create_adds_deliveries_once,
+                newer_delivery_supersedes_those_that_wait,
+                ended_deliveries_are_kept_when_others_follow,
+                independent_deliveries_supersede_no_others,
+                superseded_delivery_records_nothing,
+                updates_of_an_unchanged_schedule_add_deliveries,
+                progress_is_recorded_once_per_revision,
+                deliveries_are_due_in_order,
+                ended_delivery_leaves_the_queue_until_it_waits_again,
+                lists_are_filtered_and_paged,
+                long_lists_are_complete,
+                destination_state_is_replaced_once_per_revision,
+                own_lease_is_extended_and_released,
+                ended_deliveries_are_deleted_with_their_job,
+                waiting_deliveries_are_deleted_after_their_retention,
+                final_delivery_survives_concurrent_updates_and_attempts,
             }
             queues::{
                 due_jobs_are_claimed_in_order_of_due_time,

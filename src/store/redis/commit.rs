@@ -9,7 +9,8 @@ use fred::types::Value;
 
 use super::RedisStore;
 use super::budgets::BudgetOutboxEntry;
-use super::jobs::{TTL_MARGIN, document_key, millis, millis_of};
+use super::jobs::{document_key, millis_of};
+use super::outbox::encode_deliveries;
 use super::pubsub::message_head;
 use super::scripts::{COMMIT_JOB, UPDATE_JOB};
 use super::unique_keys::{ClaimOutcome, UniqueKey};
@@ -18,7 +19,8 @@ use crate::store::codec::{EncodedJob, decode_job, skip_corrupt, to_json};
 use crate::store::{CommitJob, CommitOutcome, Error, RecentJob, Revision, Schedule};
 use crate::time::Time;
 
-/// Updates extend the TTL of a job once in this period, which is much shorter than [`TTL_MARGIN`].
+/// Updates extend the TTL of a job once in this period, which is much shorter than the margin of
+/// TTLs.
 const TTL_EXTENSION_PERIOD_MILLISECONDS: i64 = 3_600_000;
 
 /// The parameters of one run of the commit script or the update script.
@@ -136,7 +138,7 @@ impl RedisStore {
 
     /// Returns the version that a commit replaces, with its schedule, if the update script can
     /// store the commit. The commit must change only the document, the internal state and the next
-    /// poll.
+    /// poll, and extend no TTL.
     fn base_of_update(&self, attempt: &CommitAttempt<'_>) -> Option<(Arc<Job>, Schedule)> {
         let (job, encoded) = (&attempt.commit.job, attempt.encoded);
         let revision = attempt.commit.expected_revision?;
@@ -145,8 +147,12 @@ impl RedisStore {
             poll_at: None,
             ..schedule
         };
+        let period = |time: Time| time.millis().div_euclid(TTL_EXTENSION_PERIOD_MILLISECONDS);
+        let extends_ttl = period(job.updated_at) != period(base.updated_at);
         let is_update = encoded.finished_at.is_none()
             && attempt.charges.is_none()
+            && attempt.commit.deliveries.is_empty()
+            && !extends_ttl
             && encoded.schedule.submit_at.is_none()
             && encoded.schedule.poll_at.is_some()
             && without_poll(encoded.schedule) == without_poll(schedule)
@@ -170,9 +176,6 @@ impl RedisStore {
             partition.channel(&job.id),
             partition.owner_channel(&job.owner),
         ];
-        let period = |time: Time| time.millis().div_euclid(TTL_EXTENSION_PERIOD_MILLISECONDS);
-        let extends_ttl = period(job.updated_at) != period(base.updated_at);
-        let ttl = extends_ttl.then(|| millis(self.retention.active + TTL_MARGIN));
         let poll_at = encoded.schedule.poll_at;
         let poll_at = poll_at.filter(|_| poll_at != base_schedule.poll_at);
         let expected_revision = commit.expected_revision.map(|it| it.to_string());
@@ -181,7 +184,6 @@ impl RedisStore {
             job.id.as_str().into(),
             message_head(attempt.revision, &job.id).into(),
             expected_revision.unwrap_or_default().into(),
-            ttl.unwrap_or_default().into(),
             poll_at.map(millis_of).unwrap_or_default().into(),
             self.shared_key_ttl().into(),
         ];
@@ -200,8 +202,8 @@ impl RedisStore {
     /// Runs the commit script, which can store any commit.
     async fn try_commit(&self, attempt: &CommitAttempt<'_>) -> Result<CommitReply, Error> {
         let (commit, job) = (attempt.commit, &attempt.commit.job);
-        let outbox_field = attempt.charges.map(|_| document_key(job));
-        let outbox_entry = attempt.charges.map(to_json).transpose()?;
+        let charges_field = attempt.charges.map(|_| document_key(job));
+        let encoded_charges = attempt.charges.map(to_json).transpose()?;
         let expected_revision = commit.expected_revision.map(|it| it.to_string());
         let task = job.provider_task_id.clone().unwrap_or_default();
         let arguments = [
@@ -209,11 +211,14 @@ impl RedisStore {
             expected_revision.unwrap_or_default().into(),
             task.clone().into(),
             Value::from_static_str(if attempt.is_task_claimed { "1" } else { "" }),
-            outbox_field.unwrap_or_default().into(),
-            outbox_entry.unwrap_or_default().into(),
+            encode_deliveries(job, &commit.deliveries)?.into(),
+            self.outbox_ttl().into(),
+            charges_field.unwrap_or_default().into(),
+            encoded_charges.unwrap_or_default().into(),
         ];
         let (encoded, revision) = (attempt.encoded, attempt.revision);
-        let (keys, args) = self.job_script(job, encoded, revision, arguments, [("task", task)]);
+        let (mut keys, args) = self.job_script(job, encoded, revision, arguments, [("task", task)]);
+        keys.extend(self.outbox_keys(job, &commit.deliveries));
         let reply: Vec<Option<String>> = self.connections.run(&COMMIT_JOB, keys, args).await?;
         CommitReply::parse(&job.id, &reply)
     }

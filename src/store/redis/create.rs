@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::RedisStore;
 use super::jobs::{document_key, millis};
+use super::outbox::encode_deliveries;
 use super::scripts::CREATE_JOB;
 use super::unique_keys::{ClaimOutcome, UniqueKey};
 use crate::job::Job;
@@ -82,8 +83,14 @@ impl RedisStore {
         let reservation = has_reservation.then(|| document_key(job));
         let reservation = reservation.unwrap_or_default().into();
         let revision = self.recent.begin(job, &encoded);
-        let (mut keys, args) = self.job_script(job, &encoded, revision, [reservation], immutable);
+        let arguments = [
+            encode_deliveries(job, &create.deliveries)?.into(),
+            self.outbox_ttl().into(),
+            reservation,
+        ];
+        let (mut keys, args) = self.job_script(job, &encoded, revision, arguments, immutable);
         keys.push(self.partition_for(job.id.as_str()).all_jobs());
+        keys.extend(self.outbox_keys(job, &create.deliveries));
         let outcome: String = self.connections.run(&CREATE_JOB, keys, args).await?;
         if outcome == "created" {
             self.recent.confirm(job, revision);

@@ -143,6 +143,24 @@ names! {
     budget_window(name) = "budget:{name}";
     /// Sorted set: budget windows by end time.
     budget_windows() = "all:budgets";
+    /// Hash: the deliveries of a job, with their progress and documents.
+    deliveries(job) = "deliveries:{job}";
+    /// Sorted set: waiting deliveries to a destination by the time of their next attempt.
+    delivery_queue(destination) = "outbox:{destination}";
+    /// Sorted set: destinations whose [`Partition::delivery_queue`] is not empty.
+    delivery_destinations() = "all:outboxes";
+    /// Sorted set: waiting deliveries by the time they were created.
+    waiting_deliveries() = "all:waiting";
+    /// Sorted set: successful deliveries by the time they were created.
+    delivered_deliveries() = "all:delivered";
+    /// Sorted set: failed deliveries by the time they were created.
+    failed_deliveries() = "all:failed";
+    /// Sorted set: deliveries of an owner's jobs by the time they were created.
+    owner_deliveries(owner) = "deliveries_of:{owner}";
+    /// Hash: the states of the destinations of the partition.
+    destination_states() = "all:destinations";
+    /// String: the node that holds the lease of a destination.
+    destination_lease(destination) = "lease:{destination}";
     /// Sorted set: jobs that hold a concurrency slot of a provider, by the time until which the
     /// entry is valid without verification.
     slots(provider) = "slots:{provider}";

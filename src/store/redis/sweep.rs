@@ -16,7 +16,8 @@ use super::unique_keys::UniqueKey;
 use crate::store::{BUFFERED_UPDATE_TTL, Error};
 use crate::time::Time;
 
-/// Maximum number of jobs, of tasks and of budget windows per partition and sweep.
+/// Maximum number of jobs, of waiting deliveries to a destination, of tasks and of budget windows per
+/// partition and sweep.
 const SWEEP_BATCH: i64 = 250;
 
 /// The resolution of scores. Subtracted to exclude the end of a range.
@@ -42,6 +43,7 @@ impl RedisStore {
                 break;
             }
         }
+        count += self.delete_expired_deliveries(partition, now).await?;
         let before = now - BUFFERED_UPDATE_TTL;
         for task in self
             .expired(partition.buffered_tasks(), before - ONE_MILLISECOND)
@@ -62,20 +64,30 @@ impl RedisStore {
     /// the job must not expire before the job.
     async fn refresh_ttls(&self, partition: Partition<'_>) -> Result<(), Error> {
         let client = self.connections.client();
-        let ttl = i64::try_from(self.shared_key_lifetime().as_millis()).unwrap_or(i64::MAX);
-        for key in [
+        let of_jobs = [
             partition.poll_queue(),
             partition.expiry_queue(),
             partition.all_jobs(),
             partition.all_active_jobs(),
-        ] {
+        ];
+        let of_outbox = [
+            partition.waiting_deliveries(),
+            partition.delivered_deliveries(),
+            partition.failed_deliveries(),
+            partition.delivery_destinations(),
+            partition.destination_states(),
+        ];
+        let of_jobs = of_jobs.map(|key| (key, self.shared_key_lifetime()));
+        let of_outbox = of_outbox.map(|key| (key, self.outbox_lifetime()));
+        for (key, lifetime) in of_jobs.into_iter().chain(of_outbox) {
+            let ttl = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
             let () = client.pexpire(key, ttl, None).await?;
         }
         Ok(())
     }
 
     /// Returns the members of a sorted set with scores up to `last`, lowest first.
-    async fn expired(&self, key: String, last: Time) -> Result<Vec<String>, Error> {
+    pub(super) async fn expired(&self, key: String, last: Time) -> Result<Vec<String>, Error> {
         let (last, limit) = (scores_up_to(last), Some((0, SWEEP_BATCH)));
         let client = self.connections.client();
         Ok(client
@@ -103,6 +115,11 @@ impl RedisStore {
             partition.expiry_queue(),
             partition.all_jobs(),
             partition.all_active_jobs(),
+            partition.deliveries(id),
+            partition.waiting_deliveries(),
+            partition.delivered_deliveries(),
+            partition.failed_deliveries(),
+            partition.owner_deliveries(&owner),
         ];
         let args = vec![
             id.into(),

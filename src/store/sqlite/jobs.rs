@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Params, Row, named_params, params};
 
 use super::command::{Change, Changes};
-use super::{SqliteStore, budgets, duration_millis, sql_limit};
+use super::{SqliteStore, budgets, duration_millis, outbox, sql_limit};
 use crate::job::{Job, JobId, Status, Update};
 use crate::protocol::Frame;
 use crate::store::codec::{
@@ -146,6 +146,7 @@ fn create_job(
         db.prepare_cached("INSERT OR REPLACE INTO idempotency_keys VALUES (?, ?, ?, ?)")?
             .execute([&key.caller, &key.key, &key.fingerprint, job.id.as_str()])?;
     }
+    outbox::add(db, job, &encoded.document, &create.deliveries)?;
     changes.stored.push(change(job, encoded));
     Ok(CreateOutcome::Created)
 }
@@ -264,7 +265,8 @@ fn update_document(
     Ok(changed == 1)
 }
 
-/// Charges the budget windows of a commit, and adds its version to `changes`.
+/// Charges the budget windows of a commit, adds its deliveries to the outbox and its version to
+/// `changes`.
 fn complete(
     db: &Connection,
     commit: &CommitJob,
@@ -272,6 +274,7 @@ fn complete(
     changes: &mut Changes,
 ) -> rusqlite::Result<()> {
     budgets::charge(db, &commit.budget_entries, commit.job.updated_at)?;
+    outbox::add(db, &commit.job, &encoded.document, &commit.deliveries)?;
     changes.stored.push(change(&commit.job, encoded));
     Ok(())
 }
@@ -411,7 +414,7 @@ fn query_job(db: &Connection, sql: &str, values: impl Params) -> Result<Option<A
     rows.next()?.map(decode_row).transpose()
 }
 
-fn text<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a str, Error> {
+pub(super) fn text<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a str, Error> {
     let value = row.get_ref(column)?.as_str();
     value.map_err(|error| rusqlite::Error::from(error).into())
 }

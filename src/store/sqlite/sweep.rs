@@ -3,12 +3,12 @@
 use rusqlite::Connection;
 
 use super::command::Changes;
-use super::sql_limit;
-use crate::store::{BUFFERED_UPDATE_TTL, Error, Retention};
+use super::{outbox, sql_limit};
+use crate::store::{BUFFERED_UPDATE_TTL, Error, Retention, WAITING_RETENTION};
 use crate::time::Time;
 
-/// Maximum number of jobs, buffered updates and budget windows, each, that one sweep deletes. It
-/// bounds how long a sweep delays other writes.
+/// Maximum number of jobs, waiting deliveries, buffered updates and budget windows, each, that one
+/// sweep deletes. It bounds how long a sweep delays other writes.
 const SWEEP_BATCH: usize = 100;
 
 pub(super) fn sweep(
@@ -32,7 +32,9 @@ pub(super) fn sweep(
     for id in &ids {
         delete_job.execute([id])?;
         delete_key.execute([id])?;
+        outbox::delete_ended(db, id)?;
     }
+    let waiting = outbox::delete_waiting_since(db, now - WAITING_RETENTION, SWEEP_BATCH)?;
     let (updates_before, limit) = (now - BUFFERED_UPDATE_TTL, sql_limit(SWEEP_BATCH));
     let updates = db
         .prepare_cached(
@@ -46,7 +48,7 @@ pub(super) fn sweep(
                  WHERE ends_at <= ? ORDER BY ends_at LIMIT ?)",
         )?
         .execute([now.millis(), limit])?;
-    Ok(ids.len() + updates + windows)
+    Ok(ids.len() + waiting + updates + windows)
 }
 
 fn expired_jobs(

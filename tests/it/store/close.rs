@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use progress_hub::job::JobId;
-use progress_hub::store::{CommitOutcome, Error, ListQuery, Queue, Schedule};
+use progress_hub::outbox::{DeliveryId, DestinationState, Progress};
+use progress_hub::store::{CommitOutcome, DeliveryQuery, Error, ListQuery, Queue, Schedule};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -17,6 +18,20 @@ pub(crate) async fn operations_after_close_fail_with_unavailable(fixture: StoreF
     let create = creation(job.clone(), Schedule::default(), None);
     let commit = commit_job(&next(&job), Schedule::default(), Vec::new());
     let query = ListQuery::default();
+    let delivery = DeliveryId {
+        job: id.clone(),
+        version: 1,
+        event: "job.created".to_owned(),
+        destination: "app".to_owned(),
+    };
+    let progress = Progress {
+        revision: 1,
+        ..Progress::new(now())
+    };
+    let state = DestinationState {
+        revision: 1,
+        ..DestinationState::default()
+    };
     let results = [
         store.ping().await,
         store.get(&id).await.map(drop),
@@ -33,6 +48,14 @@ pub(crate) async fn operations_after_close_fail_with_unavailable(fixture: StoreF
             .await
             .map(drop),
         store.buffered_updates("kling", "1").await.map(drop),
+        store.due_deliveries("app", now(), 1).await.map(drop),
+        store.next_delivery_at("app").await.map(drop),
+        store.record_progress(&delivery, progress).await.map(drop),
+        store.delivery(&delivery).await.map(drop),
+        store.deliveries(DeliveryQuery::default()).await.map(drop),
+        store.destinations().await.map(drop),
+        store.destination_state("app").await.map(drop),
+        store.put_destination_state("app", state).await.map(drop),
         store.sweep(now()).await.map(drop),
     ];
     for (index, result) in results.into_iter().enumerate() {

@@ -1,14 +1,17 @@
 //! What the Redis engine alone guarantees: nodes receive each other's changes, and what a crashed node
 //! leaves behind is cleaned up.
 
+mod outbox;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use progress_hub::job::{Job, JobId, Status, Topic};
+use progress_hub::outbox::DestinationState;
 use progress_hub::store::redis::RedisStore;
 use progress_hub::store::{
     BudgetStore, ChangeListener, ChangeSource, CommitJob, CommitOutcome, CreateJob, CreateOutcome,
-    IdempotencyKey, JobStore, Queue, Schedule, SharedState, Store, StoreEvent, WorkQueues,
+    IdempotencyKey, JobStore, Outbox, Queue, Schedule, SharedState, Store, StoreEvent, WorkQueues,
 };
 use progress_hub::time::Time;
 use serde_json::json;
@@ -16,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::budgets::entry;
+use super::outbox::{creation_with, delivered, due, failed, to};
 use super::{MINUTE, RETENTION, SECOND, creation, ended, job_of, next, now, task, video};
 use crate::app::TEST_TIMEOUT;
 use crate::redis::{RedisServer, open_store, send_command, wait_until_store_ready};
@@ -205,20 +209,40 @@ async fn shared_state_changes_are_published() {
 async fn every_key_has_the_prefix_and_a_ttl() {
     let server = RedisServer::start().await;
     let node = Node::start(&server).await;
-    let due = Schedule {
+    let schedule = Schedule {
         submit_at: Some(now()),
         poll_at: Some(now()),
         poll_interval: MINUTE,
         poll_backoff: false,
         holds_slot: true,
     };
-    let mut create = creation(video("kling"), due, Some(idempotency_key()));
+    let mut create = creation(video("kling"), schedule, Some(idempotency_key()));
     create.budget_entries = vec![entry("ada", 1)];
     node.expect_created(create).await;
-    node.create(&task("kling", "1"), due).await;
+    node.create(&task("kling", "1"), schedule).await;
     let finished = job_of("ada");
-    node.create(&finished, due).await;
-    node.commit(&ended(&finished, Status::Succeeded, now()), due)
+    node.create(&finished, schedule).await;
+    for (job, state) in [(job_of("ada"), 0), (job_of("ada"), 1), (job_of("ada"), 2)] {
+        let create = creation_with(&job, &[to("app", "job.created")]);
+        node.expect_created(create).await;
+        let delivery = due(&node.store, "app", now()).await.remove(0);
+        let progress = match state {
+            0 => continue,
+            1 => delivered(&delivery, now()),
+            _ => failed(&delivery, now()),
+        };
+        let recorded = node.store.record_progress(&delivery.id, progress).await;
+        assert!(recorded.unwrap());
+    }
+    let state = DestinationState {
+        revision: 1,
+        ..DestinationState::default()
+    };
+    let put = node.store.put_destination_state("app", state).await;
+    assert!(put.unwrap());
+    let lease = node.store.lease_destination("app", "a", MINUTE).await;
+    assert!(lease.unwrap());
+    node.commit(&ended(&finished, Status::Succeeded, now()), schedule)
         .await;
     let early = super::update("early");
     node.store

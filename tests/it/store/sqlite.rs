@@ -1,5 +1,7 @@
 //! The database file of the SQLite engine.
 
+mod outbox;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -4,24 +4,27 @@
 -- the delete script also checks the time of the last update.
 --
 -- KEYS: the job, the poll queue, the provider's submit queue, the expiry queue, the active jobs,
---       the budget outbox, the channel of the job, the channel of its owner
+--       the budget outbox, the channel of the job, the channel of its owner, then the keys of
+--       `add_deliveries`
 -- ARGV: PUBLISH or SPUBLISH, job id, head of the message, time of the next poll, time of the next
 --       submission ('' for none), end of the retention, TTL of the job, TTL of the queues,
 --       '1' if the job is final, expected version, expected revision ('' for any),
---       provider task ('' if unknown), '1' if the task is claimed, document key of the outbox entry
---       ('' for none), outbox entry, then names and values of the fields, with the document first
+--       provider task ('' if unknown), '1' if the task is claimed, deliveries as JSON ('' for none),
+--       TTL of the deliveries, document key of the entry of the budget outbox ('' for none), the
+--       entry, then names and values of the fields, with the document first
 -- Returns: {'not_found'}, {'conflict', revision, document, internal state} of the stored version,
 --          {'task_not_claimed'} (claim the task first) or
 --          {'committed', '1' if the job held a slot before}
 local job, poll_queue, submit_queue, expiry_queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local active_jobs, outbox, job_channel, owner_channel = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local active_jobs, budget_outbox, job_channel, owner_channel = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local publish, id, head = ARGV[1], ARGV[2], ARGV[3]
 local poll_at, submit_at, expires_at = ARGV[4], ARGV[5], ARGV[6]
 local ttl, shared_ttl, is_final = ARGV[7], ARGV[8], ARGV[9] == '1'
 local expected_version, expected_revision = ARGV[10], ARGV[11]
 local task, is_task_claimed = ARGV[12], ARGV[13] == '1'
-local outbox_field, outbox_entry = ARGV[14], ARGV[15]
-local first_field = 16
+local deliveries, deliveries_ttl = ARGV[14], ARGV[15]
+local charges_field, charges = ARGV[16], ARGV[17]
+local first_delivery_key, first_field = 9, 18
 local document = ARGV[first_field + 1]
 
 local before = redis.call('HMGET', job, 'version', 'revision', 'task', 'slot', 'submit_at',
@@ -65,10 +68,11 @@ if is_final then
   redis.call('PEXPIRE', expiry_queue, shared_ttl)
   redis.call('ZREM', active_jobs, id)
 end
-if outbox_field ~= '' then
-  redis.call('HSET', outbox, outbox_field, outbox_entry)
-  redis.call('PEXPIRE', outbox, shared_ttl)
+if charges_field ~= '' then
+  redis.call('HSET', budget_outbox, charges_field, charges)
+  redis.call('PEXPIRE', budget_outbox, shared_ttl)
 end
+add_deliveries(first_delivery_key, id, document, deliveries, deliveries_ttl)
 local message = head .. document
 redis.call(publish, job_channel, message)
 redis.call(publish, owner_channel, message)

@@ -65,3 +65,39 @@ CREATE TABLE budget_windows (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX budget_windows_by_ends_at ON budget_windows (ends_at);
+
+CREATE TABLE deliveries (
+    job_id      TEXT NOT NULL,
+    event       TEXT NOT NULL,
+    destination TEXT NOT NULL,
+    version     INTEGER NOT NULL,
+    owner       TEXT NOT NULL,
+    target      TEXT,
+    state       TEXT NOT NULL,             -- waiting, delivered or failed
+    due_at      INTEGER,                   -- null: not waiting
+    created_at  INTEGER NOT NULL,
+    revision    INTEGER NOT NULL,
+    progress    TEXT NOT NULL,             -- JSON, with the state and the revision
+    PRIMARY KEY (job_id, event, destination)
+) STRICT, WITHOUT ROWID;
+
+-- Every index ends with the primary key, so that it has the order of a list.
+CREATE INDEX deliveries_due ON deliveries (destination, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX deliveries_waiting ON deliveries (created_at) WHERE due_at IS NOT NULL;
+CREATE INDEX deliveries_failed ON deliveries (created_at) WHERE state = 'failed';
+CREATE INDEX deliveries_by_created_at ON deliveries (created_at);
+CREATE INDEX deliveries_by_owner ON deliveries (owner, created_at);
+CREATE INDEX deliveries_by_destination ON deliveries (destination, created_at);
+
+CREATE TABLE delivery_documents (          -- shared by the deliveries of a version
+    job_id   TEXT NOT NULL,
+    version  INTEGER NOT NULL,
+    document TEXT NOT NULL,                -- JSON
+    PRIMARY KEY (job_id, version)
+) STRICT;
+
+CREATE TABLE destinations (
+    name     TEXT NOT NULL PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    state    TEXT NOT NULL                 -- JSON
+) STRICT, WITHOUT ROWID;
