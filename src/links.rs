@@ -335,6 +335,9 @@ mod tests {
             ("data:image/png;base64,AA", false),
             ("files/c", true),
         ];
-        assert_eq!(sources, expected.map(|(url, is_private)| (url.to_owned(), is_private)));
+        assert_eq!(
+            sources,
+            expected.map(|(url, is_private)| (url.to_owned(), is_private))
+        );
     }
 }

@@ -146,7 +146,12 @@ impl Archive {
     /// Creates the destination of the copies.
     #[must_use]
     pub fn destination(&self, channel: ArchiveChannel) -> Destination {
-        Destination::new(DESTINATION, DestinationKind::Archive, self.url.as_str(), channel)
+        Destination::new(
+            DESTINATION,
+            DestinationKind::Archive,
+            self.url.as_str(),
+            channel,
+        )
     }
 
     /// Returns the deliveries that copy the outputs of a job that has succeeded.
@@ -202,7 +207,11 @@ impl Archive {
         }
         let path = self.storage.path(&archived.key);
         let method = if is_head { Method::HEAD } else { Method::GET };
-        let url = timeout(SIGN_TIMEOUT, self.storage.sign(method, &path, self.link_ttl)).await;
+        let url = timeout(
+            SIGN_TIMEOUT,
+            self.storage.sign(method, &path, self.link_ttl),
+        )
+        .await;
         let no_credentials = |_| StorageError::Failed("no credentials in time".to_owned());
         let url = url.map_err(no_credentials)??;
         Ok(url.map_or(ReadAccess::Stream, ReadAccess::Redirect))

@@ -57,7 +57,11 @@ fn decode(text: &str) -> Option<InlineContent> {
     let (content_type, bytes) = match head.rsplit_once(';') {
         Some((content_type, encoding)) if encoding.trim().eq_ignore_ascii_case("base64") => {
             let is_space = |byte: &u8| byte.is_ascii_whitespace();
-            let data: Vec<u8> = data.iter().copied().filter(|byte| !is_space(byte)).collect();
+            let data: Vec<u8> = data
+                .iter()
+                .copied()
+                .filter(|byte| !is_space(byte))
+                .collect();
             let decoded = STANDARD.decode(&data).or_else(|_| URL_SAFE.decode(&data));
             (content_type, decoded.ok()?)
         }
@@ -80,7 +84,11 @@ mod tests {
             ("data:image/png;base64,aGVsbG8", "image/png", "hello"),
             ("DATA:image/png;BASE64,aGVs\n bG8=", "image/png", "hello"),
             ("data:image/png;base64,aGVsbG8%3D", "image/png", "hello"),
-            ("data:video/mp4;codecs=avc1;base64,Pz8_", "video/mp4;codecs=avc1", "???"),
+            (
+                "data:video/mp4;codecs=avc1;base64,Pz8_",
+                "video/mp4;codecs=avc1",
+                "???",
+            ),
             ("data:video/mp4;base64,Pz8/", "video/mp4", "???"),
             ("data:image/svg+xml,%3Csvg/%3E", "image/svg+xml", "<svg/>"),
             ("data:,", "", ""),
@@ -106,7 +114,11 @@ mod tests {
             };
             source.inline()
         };
-        for url in ["data:", "data:image/png;base64", "data:image/png;base64,a*b"] {
+        for url in [
+            "data:",
+            "data:image/png;base64",
+            "data:image/png;base64,a*b",
+        ] {
             assert_eq!(inline(url), Some(Err(InvalidDataUrl)), "{url}");
         }
         for url in ["https://cdn.example.com/a", "files/1", "", "dat"] {

@@ -105,6 +105,10 @@ async fn check_archive(archive: Arc<Archive>, stop: CancellationToken) {
         () = stop.cancelled() => return,
     };
     if let Err(error) = checked {
-        tracing::warn!(config.key = error.key, reason = error.message, "archive not usable");
+        tracing::warn!(
+            config.key = error.key,
+            reason = error.message,
+            "archive not usable"
+        );
     }
 }

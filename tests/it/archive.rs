@@ -6,6 +6,8 @@ mod folder;
 mod servers;
 mod source;
 
+use std::path::{Path, PathBuf};
+
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -48,7 +50,7 @@ fn hub(source: &Source, url: &str) -> (TestAppBuilder, TempDir) {
 }
 
 /// Returns a hub whose archive is a folder, the path of this folder, and the directory that has it.
-fn folder_hub(source: &Source) -> (TestAppBuilder, std::path::PathBuf, TempDir) {
+fn folder_hub(source: &Source) -> (TestAppBuilder, PathBuf, TempDir) {
     let (hub, directory) = hub(source, "");
     let folder = directory.path().join("outputs");
     let hub = hub.set("archive.url", format!("file://{}", folder.display()));
@@ -82,7 +84,12 @@ async fn wait_for_outputs(app: &TestApp, job: &Value, is_done: impl Fn(&Value) -
     let condition = "every output has the expected state";
     wait_for(condition, async || {
         let job = app.get_job(id(job), "alice").await;
-        job["outputs"].as_array().unwrap().iter().all(&is_done).then_some(job)
+        job["outputs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(&is_done)
+            .then_some(job)
     })
     .await
 }
@@ -99,6 +106,17 @@ async fn ended_delivery(app: &TestApp, job: &Value, n: usize) -> Value {
         (delivery["state"] != "waiting" && delivery["state"] != "held").then_some(delivery)
     })
     .await
+}
+
+/// Returns the number of files below a folder.
+fn count_files(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.path() {
+            path if path.is_dir() => count_files(&path),
+            _ => 1,
+        })
+        .sum()
 }
 
 /// Follows no redirects.

@@ -116,10 +116,12 @@ impl DeliveryPolicy {
             Verdict::Failed {
                 retry_after: None, ..
             }
-            | Verdict::SourceFailed { .. } => match self.retries.get(progress.attempt_count as usize) {
-                Some(delay) => (waiting(delay.mul_f64(jitter)), true),
-                None => (failed, true),
-            },
+            | Verdict::SourceFailed { .. } => {
+                match self.retries.get(progress.attempt_count as usize) {
+                    Some(delay) => (waiting(delay.mul_f64(jitter)), true),
+                    None => (failed, true),
+                }
+            }
             Verdict::Misconfigured { .. } => (waiting(self.pause.mul_f64(jitter)), false),
             // The destination is disabled, so the delivery is held.
             Verdict::Gone => (waiting(Duration::ZERO), false),

@@ -506,9 +506,8 @@ fn private_endpoints_need_an_allowed_network() {
 
 #[test]
 fn archive_errors_name_their_keys() {
-    let file = |url: &str| {
-        format!("[auth]\nhs256_secrets = [{SECRET:?}]\n[archive]\nurl = {url:?}\n")
-    };
+    let file =
+        |url: &str| format!("[auth]\nhs256_secrets = [{SECRET:?}]\n[archive]\nurl = {url:?}\n");
     for url in [
         "s3://bucket",
         "s3://bucket/prefix/",
@@ -557,7 +556,10 @@ fn archive_errors_name_their_keys() {
     archive.endpoint: must begin with http:// or https://
     archive.path_style: must be true or false, found text
     "#);
-    let endpoint = format!("{}endpoint = \"http://minio:9000\"\n", file("file:///var/lib/outputs"));
+    let endpoint = format!(
+        "{}endpoint = \"http://minio:9000\"\n",
+        file("file:///var/lib/outputs")
+    );
     let errors = errors_in_file(&endpoint);
     let expected = "archive.endpoint: must not be set, because archive.url is a folder\n";
     assert_eq!(errors, expected);

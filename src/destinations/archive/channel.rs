@@ -101,7 +101,11 @@ impl ArchiveChannel {
         let range = RangeRequest::default();
         let provider = job.provider.as_ref().filter(|_| job.source != Source::Push);
         match provider.and_then(|name| self.providers.get(name)) {
-            Some(provider) => provider.download(&self.downloader, job, source, &range).await,
+            Some(provider) => {
+                provider
+                    .download(&self.downloader, job, source, &range)
+                    .await
+            }
             None if source.is_private => Err(DownloadError::Failed(
                 "the provider is not configured any more".to_owned(),
             )),

@@ -64,10 +64,14 @@ impl Archive {
         let declared_type = content.declared_type.as_deref();
         let content_type = media::detect(kind, declared_type, &content.path, &head)?;
         let extension = media::extension(&content_type);
-        let path = self.object_path(job, n, match extension.strip_prefix('.') {
-            Some(extension) => extension,
-            None => "bin",
-        })?;
+        let path = self.object_path(
+            job,
+            n,
+            match extension.strip_prefix('.') {
+                Some(extension) => extension,
+                None => "bin",
+            },
+        )?;
 
         let attributes = self.attributes(job, n, &content_type);
         let mut upload = self.storage.upload(&path, attributes);
@@ -108,7 +112,7 @@ impl Archive {
     }
 
     /// Returns the headers and the metadata of an object.
-    fn attributes(&self, job: &Job, n: usize, content_type: &str) -> Attributes {
+    pub(super) fn attributes(&self, job: &Job, n: usize, content_type: &str) -> Attributes {
         let name = file_name(&job.id, n, media::extension(content_type));
         let disposition = if media::is_attachment(content_type) {
             "attachment"

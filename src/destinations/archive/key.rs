@@ -50,7 +50,9 @@ impl KeyTemplate {
         let [one, other_job, other_output] = keys.map(|(job, n)| key.render(job, n, "mp4"));
         let one = one?;
         if one == other_job? || one == other_output? {
-            return Err("must use job.id and n, so that each output has a name of its own".to_owned());
+            return Err(
+                "must use job.id and n, so that each output has a name of its own".to_owned(),
+            );
         }
         Ok(key)
     }
@@ -89,7 +91,9 @@ fn safe_values(value: Value) -> Value {
         Value::Array(items) => items.into_iter().map(safe_values).collect(),
         Value::Object(fields) => {
             let fields = fields.into_iter();
-            fields.map(|(name, value)| (name, safe_values(value))).collect()
+            fields
+                .map(|(name, value)| (name, safe_values(value)))
+                .collect()
         }
         other @ (Value::Null | Value::Bool(_) | Value::Number(_)) => other,
     }
@@ -137,7 +141,10 @@ mod tests {
     }
 
     fn key(template: &str, job: &Job) -> String {
-        KeyTemplate::parse(template).unwrap().render(job, 2, "mp4").unwrap()
+        KeyTemplate::parse(template)
+            .unwrap()
+            .render(job, 2, "mp4")
+            .unwrap()
     }
 
     #[test]
@@ -188,7 +195,13 @@ mod tests {
     #[test]
     fn templates_that_give_two_outputs_one_name_are_rejected() {
         let error = |template: &str| KeyTemplate::parse(template).err().unwrap();
-        for template in ["", "/", "{{ job.owner }}/{{ n }}", "{{ job.id }}.{{ ext }}", "video.mp4"] {
+        for template in [
+            "",
+            "/",
+            "{{ job.owner }}/{{ n }}",
+            "{{ job.id }}.{{ ext }}",
+            "video.mp4",
+        ] {
             assert!(!error(template).is_empty(), "{template}");
         }
         assert_eq!(
@@ -202,8 +215,17 @@ mod tests {
     #[test]
     fn long_values_are_truncated_and_long_names_rejected() {
         let job = job(&"a".repeat(255));
-        assert_eq!(key(DEFAULT, &job).split('/').next().unwrap().len(), MAX_VALUE_CHARS);
-        let template = format!("{}{{{{ job.id }}}}-{{{{ n }}}}", "x".repeat(MAX_SEGMENT_BYTES));
-        assert_eq!(KeyTemplate::parse(&template).err().unwrap(), "the name is too long");
+        assert_eq!(
+            key(DEFAULT, &job).split('/').next().unwrap().len(),
+            MAX_VALUE_CHARS
+        );
+        let template = format!(
+            "{}{{{{ job.id }}}}-{{{{ n }}}}",
+            "x".repeat(MAX_SEGMENT_BYTES)
+        );
+        assert_eq!(
+            KeyTemplate::parse(&template).err().unwrap(),
+            "the name is too long"
+        );
     }
 }

@@ -93,7 +93,12 @@ pub(super) fn detect(
         })
     });
     let content_type = by_path.map_or(OCTET_STREAM, |(content_type, _)| content_type);
-    Ok(if content_type == SVG { OCTET_STREAM } else { content_type }.to_owned())
+    Ok(if content_type == SVG {
+        OCTET_STREAM
+    } else {
+        content_type
+    }
+    .to_owned())
 }
 
 /// Returns whether browsers must save a file of this type instead of showing it. An SVG image can
@@ -202,7 +207,11 @@ mod tests {
             (Some("video/"), OCTET_STREAM),
             (None, OCTET_STREAM),
         ] {
-            assert_eq!(safe_content_type(content_type), expected, "{content_type:?}");
+            assert_eq!(
+                safe_content_type(content_type),
+                expected,
+                "{content_type:?}"
+            );
         }
     }
 
@@ -222,7 +231,11 @@ mod tests {
             (None, "/é.mp4", b"\x01", "video/mp4"),
             (None, "é", b"\x01", OCTET_STREAM),
         ] {
-            assert_eq!(detect("video", declared, path, head).as_deref(), Ok(expected), "{path}");
+            assert_eq!(
+                detect("video", declared, path, head).as_deref(),
+                Ok(expected),
+                "{path}"
+            );
         }
     }
 
@@ -235,7 +248,10 @@ mod tests {
             (b"\0\0\0\x18ftypheic", "image/heic"),
             (b"\0\0\0\x18ftypM4A ", "audio/mp4"),
             (b"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm", "video/webm"),
-            (b"\x1a\x45\xdf\xa3\x9f\x42\x82\x88matroska", "video/x-matroska"),
+            (
+                b"\x1a\x45\xdf\xa3\x9f\x42\x82\x88matroska",
+                "video/x-matroska",
+            ),
             (PNG, "image/png"),
             (b"\xff\xd8\xff\xe0", "image/jpeg"),
             (b"GIF89a", "image/gif"),
@@ -260,7 +276,10 @@ mod tests {
             ("\u{feff}\n <html><svg>", "HTML"),
             ("<p>Not found", "HTML"),
             ("<script>alert(1)</script>", "HTML"),
-            ("<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>", "XML"),
+            (
+                "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>",
+                "XML",
+            ),
             ("{\"detail\":\"expired\"}", "JSON"),
             ("[{\"error\":1}]", "JSON"),
             ("<svg onload=alert(1)>", "SVG"),
@@ -275,7 +294,11 @@ mod tests {
 
     #[test]
     fn svg_image_is_an_attachment() {
-        for head in ["<svg xmlns=''>", "<?xml version='1.0'?><svg>", "<!-- c --><svg>"] {
+        for head in [
+            "<svg xmlns=''>",
+            "<?xml version='1.0'?><svg>",
+            "<!-- c --><svg>",
+        ] {
             let found = detect("image", Some("image/png"), "/a.png", head.as_bytes());
             assert_eq!(found.as_deref(), Ok(SVG), "{head}");
         }

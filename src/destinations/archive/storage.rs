@@ -74,24 +74,24 @@ impl Storage {
     pub(super) fn open(config: &ArchiveConfig, url: &Url) -> Result<Self, String> {
         let prefix = Path::from_url_path(url.path());
         let prefix = prefix.map_err(|_| "has an invalid prefix".to_owned())?;
-        let (objects, signer): (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) =
-            match url.scheme() {
-                "file" => (Arc::new(LocalFileSystem::new().with_fsync(true)), None),
-                scheme => {
-                    let open = |endpoint| match scheme {
-                        "gs" => open_gcs(url, endpoint),
-                        "az" => open_azure(url, endpoint),
-                        _ => open_s3(config, url, endpoint),
-                    };
-                    let endpoint = config.endpoint.as_ref();
-                    let (objects, signer) = open(endpoint)?;
-                    let signer = match &config.public_endpoint {
-                        Some(endpoint) => open(Some(endpoint))?.1,
-                        None => signer,
-                    };
-                    (objects, Some(signer))
-                }
-            };
+        let (objects, signer): (Arc<dyn ObjectStore>, Option<Arc<dyn Signer>>) = match url.scheme()
+        {
+            "file" => (Arc::new(LocalFileSystem::new().with_fsync(true)), None),
+            scheme => {
+                let open = |endpoint| match scheme {
+                    "gs" => open_gcs(url, endpoint),
+                    "az" => open_azure(url, endpoint),
+                    _ => open_s3(config, url, endpoint),
+                };
+                let endpoint = config.endpoint.as_ref();
+                let (objects, signer) = open(endpoint)?;
+                let signer = match &config.public_endpoint {
+                    Some(endpoint) => open(Some(endpoint))?.1,
+                    None => signer,
+                };
+                (objects, Some(signer))
+            }
+        };
         Ok(Self {
             objects,
             signer,
@@ -306,8 +306,11 @@ fn describe(error: &Error) -> String {
         return text.chars().take(MAX_CAUSE_CHARS).collect();
     };
     let status: String = response.chars().take_while(char::is_ascii_digit).collect();
-    let code = response.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
-    let is_code = |code: &str| code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let code = response
+        .split_once("<Code>")
+        .and_then(|(_, rest)| rest.split_once("</Code>"));
+    let is_code =
+        |code: &str| code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
     match code {
         Some((code, _)) if is_code(code) => format!("status {status}, {code}"),
         Some(_) | None => format!("status {status}"),
@@ -338,6 +341,9 @@ mod tests {
         }
         let source = "failed for https://bucket.example.com/?sig=secret".into();
         let store = "S3";
-        assert_eq!(describe(&Error::Generic { store, source }), "request failed");
+        assert_eq!(
+            describe(&Error::Generic { store, source }),
+            "request failed"
+        );
     }
 }

@@ -91,7 +91,10 @@ async fn copy_is_stored_under_its_key_with_size_and_checksum() {
 
     // A repeated copy replaces the first one.
     let newer = [PNG, b"more"].concat();
-    let second = archive.copy(&job, 0, content("", newer.clone())).await.unwrap();
+    let second = archive
+        .copy(&job, 0, content("", newer.clone()))
+        .await
+        .unwrap();
     assert_eq!(second.key, copy.key);
     assert_eq!(fs::read(&path).unwrap(), newer);
     assert_eq!(files(folder.path()).len(), 1);
@@ -102,7 +105,10 @@ async fn content_of_several_parts_is_complete_and_can_be_read_in_parts() {
     let (folder, job) = (tempfile::tempdir().unwrap(), image());
     let archive = folder_archive(&folder);
     let bytes: Vec<u8> = (0..18_u32 << 20).map(|n| (n >> 3) as u8).collect();
-    let copy = archive.copy(&job, 0, content("image/png", bytes.clone())).await.unwrap();
+    let copy = archive
+        .copy(&job, 0, content("image/png", bytes.clone()))
+        .await
+        .unwrap();
     assert_eq!(copy.bytes, bytes.len() as u64);
     for part in [0..copy.bytes, 5..9, 17 << 20..copy.bytes, 3..3] {
         let read = archive.read(&copy, part.clone()).await.unwrap();
@@ -120,21 +126,20 @@ async fn rejected_content_leaves_nothing_behind() {
     let archive = folder_archive(&folder);
     let video = job(json!({ "type": "video", "url": "" }));
     let too_large = vec![7; (20 << 20) + 1];
-    let undeclared = Content {
-        length: None,
-        ..content("video/mp4", too_large.clone())
-    };
-    let short = Content {
-        length: Some(100),
-        ..content("video/mp4", PNG)
-    };
+    let mut undeclared = content("video/mp4", too_large.clone());
+    undeclared.length = None;
+    let mut short = content("video/mp4", PNG);
+    short.length = Some(100);
     let source = |error: &str| CopyError::Source(error.to_owned());
     let limit = "the output is larger than archive.max_bytes (20971520)";
     let limit = CopyError::Rejected(limit.to_owned());
     for (content, expected) in [
         (content("video/mp4", too_large), limit.clone()),
         (undeclared, limit),
-        (short, source("the source ended before its content was complete")),
+        (
+            short,
+            source("the source ended before its content was complete"),
+        ),
         (content("video/mp4", ""), source("the source is empty")),
         (
             content("text/html", "<html>expired</html>"),
@@ -176,8 +181,16 @@ fn objects_have_headers_and_marks() {
     archive.public_url = Some("https://cdn.example.com/a/".parse().unwrap());
     let attributes = archive.attributes(&job, 0, "video/mp4");
     let value = |name: Attribute| attributes.get(&name).map(|value| value.to_string());
-    assert!(value(Attribute::CacheControl).unwrap().starts_with("public,"));
-    assert!(value(Attribute::ContentDisposition).unwrap().starts_with("inline;"));
+    assert!(
+        value(Attribute::CacheControl)
+            .unwrap()
+            .starts_with("public,")
+    );
+    assert!(
+        value(Attribute::ContentDisposition)
+            .unwrap()
+            .starts_with("inline;")
+    );
 }
 
 #[tokio::test]
@@ -220,12 +233,20 @@ async fn check_reports_a_folder_that_cannot_be_written() {
     let archive = Archive::open(&settings(&url)).unwrap().unwrap();
     let error = archive.check().await.unwrap_err();
     assert_eq!(error.key, "archive.url");
-    assert!(error.message.contains("Not a directory"), "{}", error.message);
+    assert!(
+        error.message.contains("Not a directory"),
+        "{}",
+        error.message
+    );
 }
 
 #[test]
 fn invalid_settings_are_reported_by_their_key() {
-    assert!(Archive::open(&Config::defaults().archive).unwrap().is_none());
+    assert!(
+        Archive::open(&Config::defaults().archive)
+            .unwrap()
+            .is_none()
+    );
     let config = ArchiveConfig {
         key: "{{ job.owner }}".to_owned(),
         ..settings("file:///var/lib/outputs")

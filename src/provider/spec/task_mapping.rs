@@ -171,7 +171,8 @@ fn output(item: &Value) -> Option<(Output, bool)> {
     } else {
         text(&field(item, "url")).or_else(|| inline_url(item))
     }?;
-    let kind_by_content_type = || media_kind(&text(&field(item, "content_type"))?).map(str::to_owned);
+    let kind_by_content_type =
+        || media_kind(&text(&field(item, "content_type"))?).map(str::to_owned);
     let output = Output {
         kind: text(&field(item, "type"))
             .or_else(kind_by_content_type)

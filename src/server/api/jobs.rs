@@ -9,8 +9,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::admission::AdmissionError;
 use super::outputs::archived::{JobWithArchive, with_archive};
+use crate::admission::AdmissionError;
 use crate::cancellation::{CancelError, CancelService};
 use crate::destinations::archive::Archive;
 use crate::hub::Hub;

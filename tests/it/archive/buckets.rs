@@ -85,7 +85,10 @@ async fn large_output_is_uploaded_in_parts_and_failures_leave_none() {
         return;
     };
     let source = Source::start(json!(["/large.mp4", "/cut.mp4", "/endless.mp4"])).await;
-    let settings = [("archive.max_bytes", "24MiB"), ("deliveries.retries", "20ms")];
+    let settings = [
+        ("archive.max_bytes", "24MiB"),
+        ("deliveries.retries", "20ms"),
+    ];
     let (app, _directory) = s3_hub(&source, &server.url, &settings).await;
     let job = succeeded_job(&app).await;
     for (n, state) in [(0, "delivered"), (1, "failed"), (2, "failed")] {
@@ -97,11 +100,7 @@ async fn large_output_is_uploaded_in_parts_and_failures_leave_none() {
     assert_eq!(files.count(), 1, "failed copies are not visible");
     // versitygw keeps the parts of unfinished uploads here.
     let uploads = server.bucket().join(".sgwtmp/multipart");
-    wait_until("no parts are left", async || {
-        let uploads = fs::read_dir(&uploads).into_iter().flatten();
-        uploads.count() == 0
-    })
-    .await;
+    wait_until("no parts are left", async || count_files(&uploads) == 0).await;
     app.kill();
 }
 
@@ -117,7 +116,8 @@ async fn missing_bucket_and_wrong_credentials_are_reported_and_delay_no_job() {
         let source = Source::start(json!(["/clip.mp4"])).await;
         let (app, _directory) = s3_hub(&source, &server.url, &[(key, value)]).await;
         let job = succeeded_job(&app).await;
-        let failed = wait_for_outputs(&app, &job, |output| !output["archive_error"].is_null()).await;
+        let failed =
+            wait_for_outputs(&app, &job, |output| !output["archive_error"].is_null()).await;
         let error = failed["outputs"][0]["archive_error"].as_str().unwrap();
         if key == "archive.url" {
             assert!(error.ends_with(expected), "{error}");
@@ -211,7 +211,10 @@ async fn public_bucket_is_reached_by_its_public_url() {
     let job = succeeded_job(&app).await;
     wait_until_archived(&app, &job).await;
     let url = redirect(&app, Method::GET, &job, 0).await;
-    let expected = format!("https://cdn.example.com/files/videos/alice/{}/0.mp4", id(&job));
+    let expected = format!(
+        "https://cdn.example.com/files/videos/alice/{}/0.mp4",
+        id(&job)
+    );
     assert_eq!(url, expected);
     app.kill();
 }

@@ -1,23 +1,10 @@
 //! Sources that fail, expire or never end, and hubs that are killed.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use super::source::{CLIP, Source, large};
 use super::*;
 use crate::wait::wait_until;
-
-/// Returns the number of files below a folder.
-fn count_files(folder: &Path) -> usize {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.path() {
-            path if path.is_dir() => count_files(&path),
-            _ => 1,
-        })
-        .sum()
-}
 
 /// Returns the error of the last attempt of a failed delivery.
 fn last_error(delivery: &Value) -> &str {
@@ -94,7 +81,10 @@ async fn source_without_end_is_stopped_at_the_limit() {
         let delivery = ended_delivery(&app, &job, n).await;
         let expected = "the output is larger than archive.max_bytes (12582912)";
         assert_eq!(last_error(&delivery), expected);
-        assert_eq!(delivery["attempt_count"], 1, "a further attempt would be the same");
+        assert_eq!(
+            delivery["attempt_count"], 1,
+            "a further attempt would be the same"
+        );
     }
     // What the hub has not read is in the buffers of the sockets.
     assert!(source.sent() < 64 << 20, "{} bytes", source.sent());

@@ -19,7 +19,8 @@ async fn delivered_document(app: &TestApp, job: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_outlives_its_provider_and_the_document_never_changes() {
-    let source = Source::start(json!(["/clip.mp4", { "url": "/private.mp4", "private": true }])).await;
+    let source =
+        Source::start(json!(["/clip.mp4", { "url": "/private.mp4", "private": true }])).await;
     let (hub, folder, _directory) = folder_hub(&source);
     let app = hub.spawn().await;
     let job = succeeded_job(&app).await;
@@ -45,8 +46,10 @@ async fn output_outlives_its_provider_and_the_document_never_changes() {
 
     let copy = folder.join(format!("alice/{}/0.mp4", id(&job)));
     assert_eq!(fs::read(copy).unwrap(), CLIP);
-    app.wait_for_metric("archived_bytes_total", |bytes| bytes == 2.0 * CLIP.len() as f64)
-        .await;
+    app.wait_for_metric("archived_bytes_total", |bytes| {
+        bytes == 2.0 * CLIP.len() as f64
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,7 +60,14 @@ impl StorageServer {
             let mut command = Command::new(program);
             let host = address.to_string();
             command
-                .args(["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1"])
+                .args([
+                    "-scheme",
+                    "http",
+                    "-backend",
+                    "memory",
+                    "-host",
+                    "127.0.0.1",
+                ])
                 .args(["-port", &address.port().to_string(), "-public-host", &host]);
             command
         })
@@ -129,10 +136,15 @@ impl Drop for StorageServer {
     reason = "a test that does not run must say so, and why"
 )]
 fn installed(name: &str) -> Option<PathBuf> {
-    let target = Path::new(env!("CARGO_BIN_EXE_progress-hub")).ancestors().nth(2);
+    let target = Path::new(env!("CARGO_BIN_EXE_progress-hub"))
+        .ancestors()
+        .nth(2);
     let program = target.unwrap().join("archive-servers").join(name);
     if !program.exists() {
-        eprintln!("skipped: {} is not installed; run scripts/test", program.display());
+        eprintln!(
+            "skipped: {} is not installed; run scripts/test",
+            program.display()
+        );
         return None;
     }
     Some(program)

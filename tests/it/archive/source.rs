@@ -166,7 +166,8 @@ async fn respond(
             stream.write_all(&large()[..LARGE_BYTES - 100]).await
         }
         "/cut-chunk.mp4" => {
-            let head = "HTTP/1.1 200 OK\r\ncontent-type: video/mp4\r\ntransfer-encoding: chunked\r\n\r\n";
+            let head =
+                "HTTP/1.1 200 OK\r\ncontent-type: video/mp4\r\ntransfer-encoding: chunked\r\n\r\n";
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(b"8\r\n\0\0\0\x08ftyp\r\n").await
         }
@@ -188,7 +189,9 @@ async fn start(
     content_type: &str,
     length: Option<usize>,
 ) -> std::io::Result<()> {
-    let length = length.map_or(String::new(), |length| format!("content-length: {length}\r\n"));
+    let length = length.map_or(String::new(), |length| {
+        format!("content-length: {length}\r\n")
+    });
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\n{length}connection: close\r\n\r\n"
     );

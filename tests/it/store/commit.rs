@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use progress_hub::job::{BudgetWindow, InternalState, JobId, OutputSource, QueueCharge, Reservation};
+use progress_hub::job::{
+    BudgetWindow, InternalState, JobId, OutputSource, QueueCharge, Reservation,
+};
 use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;

@@ -343,7 +343,10 @@ async fn allowed_networks_are_reached_by_name_and_by_address() {
     assert_eq!(fetch(&loopback, "127.0.0.1").await, Ok(200));
     assert_eq!(fetch(&loopback, "localhost").await, Ok(200));
     let not_allowed = DownloadError::UrlNotAllowed("must be https and public");
-    assert_eq!(fetch(&["10.0.0.0/8"], "127.0.0.1").await, Err(not_allowed.clone()));
+    assert_eq!(
+        fetch(&["10.0.0.0/8"], "127.0.0.1").await,
+        Err(not_allowed.clone())
+    );
     assert_eq!(fetch(&[], "localhost").await, Err(not_allowed));
     let error = "host has an address that is not allowed".to_owned();
     let error = DownloadError::Failed(error);

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use crate::destinations::archive::{Archive, ArchivedOutput, DESTINATION};
 use crate::job::{Job, Output, Status};
 use crate::outbox::{Delivery, DeliveryState};
-use crate::store::{self, DeliveryQuery, Outbox, Store};
+use crate::store::{self, DeliveryQuery, Store};
 
 /// Returns the copy of an output, or `None` if there is none yet.
 pub(super) async fn find_archived(

@@ -18,7 +18,10 @@ pub(super) enum ByteRange {
 impl ByteRange {
     /// Returns the part of a content with this length and entity tag.
     pub(super) fn of(request: &RangeRequest, length: u64, etag: Option<&str>) -> Self {
-        let is_current = request.if_range.as_deref().is_none_or(|tag| Some(tag) == etag);
+        let is_current = request
+            .if_range
+            .as_deref()
+            .is_none_or(|tag| Some(tag) == etag);
         let range = request.range.as_deref().filter(|_| is_current);
         match range.and_then(parse) {
             None => Self::Whole,
