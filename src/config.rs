@@ -25,9 +25,9 @@ use std::path::Path;
 pub(crate) use parse::is_redis_credential;
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
-    Budgets, CallbackConfig, Defaults, DeliveryConfig, EmailConfig, ForwardedHeader, Limits, Price,
-    ProviderConfig, ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles, WebhookConfig,
-    WebhookDefaults,
+    ArchiveConfig, Budgets, CallbackConfig, Defaults, DeliveryConfig, EmailConfig, ForwardedHeader,
+    Limits, Price, ProviderConfig, ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles,
+    WebhookConfig, WebhookDefaults,
 };
 pub use setting::Setting;
 pub use smtp::{Encryption, MailServer};
@@ -57,6 +57,8 @@ pub struct Config {
     pub budgets: Budgets,
     /// `[email]`: mails about jobs.
     pub email: EmailConfig,
+    /// `[archive]`: copies of the outputs.
+    pub archive: ArchiveConfig,
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
     /// `job.provider`.
     pub providers: BTreeMap<String, ProviderConfig>,
@@ -160,6 +162,7 @@ impl Config {
             defaults: reader.section("defaults"),
             limits: reader.section("limits"),
             budgets: reader.section("budgets"),
+            archive: reader.section("archive"),
             providers: reader.sections_in("providers"),
             email: reader.section("email"),
             deliveries: reader.section("deliveries"),
@@ -181,6 +184,7 @@ impl Config {
             ("limits", &self.limits),
             ("budgets", &self.budgets),
             ("email", &self.email),
+            ("archive", &self.archive),
             ("deliveries", &self.deliveries),
             ("webhook_defaults", &self.webhook_defaults),
         ];

@@ -3,6 +3,7 @@
 //! A [`Channel`] selects the deliveries to its destination and performs them. When they are performed
 //! is decided by `background::delivery`.
 
+pub mod archive;
 pub mod email;
 pub mod template;
 mod webhook;
@@ -90,6 +91,12 @@ pub enum Verdict {
         /// Delay that the destination requested. The attempt then does not count.
         retry_after: Option<Duration>,
     },
+    /// The attempt failed for a reason that says nothing about the destination. It counts, and is
+    /// repeated like any other.
+    SourceFailed {
+        /// The reason.
+        error: String,
+    },
     /// This delivery can't succeed. The destination works.
     Rejected {
         /// The reason.
@@ -116,6 +123,7 @@ impl Verdict {
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::Failed { error, .. }
+            | Self::SourceFailed { error }
             | Self::Rejected { error }
             | Self::Misconfigured { error } => Some(error),
             Self::Gone => Some("status 410"),
@@ -128,7 +136,7 @@ impl From<&Verdict> for AttemptOutcome {
     fn from(verdict: &Verdict) -> Self {
         match verdict {
             Verdict::Delivered { .. } => Self::Delivered,
-            Verdict::Failed { .. } => Self::Failed,
+            Verdict::Failed { .. } | Verdict::SourceFailed { .. } => Self::Failed,
             Verdict::Rejected { .. } => Self::Rejected,
             Verdict::Misconfigured { .. } => Self::Misconfigured,
             Verdict::Gone => Self::Gone,
@@ -202,6 +210,12 @@ impl Destinations {
         Self {
             by_name: by_name.collect(),
         }
+    }
+
+    /// Adds a destination with another name.
+    pub fn add(&mut self, destination: Destination) {
+        let name = destination.name.clone();
+        self.by_name.insert(name, Arc::new(destination));
     }
 
     /// Returns the destination with this name.

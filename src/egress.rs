@@ -34,9 +34,11 @@ const RESERVED_HEADERS: [&str; 9] = [
 pub struct ClientBuildError(String);
 
 /// Returns a builder of clients that send exactly the requests they are given: no redirects, no
-/// proxies from the environment, no hidden retries.
+/// proxies from the environment, no hidden retries. HTTP/1.1 only, because an error of a connection
+/// must concern one request.
 pub fn client_builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
+        .http1_only()
         .redirect(Policy::none())
         .no_proxy()
         .referer(false)

@@ -7,6 +7,7 @@ mod bounds;
 mod failure;
 mod id;
 mod internal;
+mod output_source;
 mod request;
 mod topic;
 mod transition;
@@ -27,6 +28,7 @@ pub use bounds::{
 pub use failure::{Failure, FailureKind};
 pub use id::{InvalidJobId, JobId};
 pub use internal::{BudgetWindow, InternalState, QueueCharge, Reservation};
+pub use output_source::{InlineContent, InvalidDataUrl, OutputSource};
 pub use request::{Platform, VideoRequest};
 pub use topic::Topic;
 pub use update::{JobEvent, StatusReport, Update};
@@ -352,6 +354,20 @@ pub enum SubmissionState {
 
 impl Serialize for Job {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.serialize_with_outputs(&self.outputs, serializer)
+    }
+}
+
+impl Job {
+    /// Serializes the document with other `outputs`.
+    ///
+    /// # Errors
+    /// The error of the serializer.
+    pub fn serialize_with_outputs<S: Serializer>(
+        &self,
+        outputs: &impl Serialize,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         let mut document = serializer.serialize_struct("Job", 25)?;
         document.serialize_field("id", &self.id)?;
         document.serialize_field("version", &self.version)?;
@@ -371,7 +387,7 @@ impl Serialize for Job {
         document.serialize_field("finished_at", &self.finished_at)?;
         document.serialize_field("deadline_at", &self.deadline_at)?;
         document.serialize_field("eta_seconds", &self.eta_seconds)?;
-        document.serialize_field("outputs", &self.outputs)?;
+        document.serialize_field("outputs", outputs)?;
         document.serialize_field("error", &self.error)?;
         document.serialize_field("attempt", &self.attempt)?;
         document.serialize_field("next_attempt_at", &self.next_attempt_at)?;

@@ -53,10 +53,11 @@ pub mod telemetry; // logs and metrics
 pub mod config; // settings: read, validated, printed
 pub mod links; // callback and output URLs
 
-pub mod destinations; // webhook endpoints, e-mail and the archive of outputs
 pub mod hub; // fan-out from one change to every connection
 pub mod provider; // provider definitions, requests, circuit breaker, webhooks
 pub mod store; // job storage: SQLite and Redis
+
+pub mod destinations; // webhook endpoints, e-mail and the archive of outputs
 
 pub mod admission; // checks before a submission
 pub mod tracker; // the single writer of jobs

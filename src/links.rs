@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::job::{JobEvent, JobId, StatusReport, Update};
+use crate::job::{JobEvent, JobId, OutputSource, StatusReport, Update};
 use crate::time::Time;
 use progress_hub_auth::signature::CallbackKey;
 
@@ -20,6 +20,8 @@ pub struct Links {
     public_url: Option<Url>,
     key: Option<CallbackKey>,
     output_link_ttl: Duration,
+    /// Whether every output has a link of the hub, because the archive keeps a copy of it.
+    has_archive: bool,
 }
 
 impl Links {
@@ -35,6 +37,16 @@ impl Links {
             public_url,
             key,
             output_link_ttl,
+            has_archive: false,
+        }
+    }
+
+    /// Gives every output a link of the hub, because the archive keeps a copy of it.
+    #[must_use]
+    pub fn with_archive(self) -> Self {
+        Self {
+            has_archive: true,
+            ..self
         }
     }
 
@@ -97,9 +109,12 @@ impl Links {
         })
     }
 
-    /// Sets the `url` of each output that requires the provider's API key to a URL of the hub.
+    /// Sets the `url` of each output that clients read through the hub to a link of the hub: with an
+    /// archive every output, otherwise those that require the provider's API key.
     ///
-    /// The URL expires with the job's retention, or with the output if that expires earlier.
+    /// The link expires with the job's retention, or with the output if that expires earlier and is
+    /// not archived. `update` must be [bounded](Update::bounded), because a link contains the
+    /// position of its output.
     #[must_use]
     pub fn with_output_links(&self, job: &JobId, mut update: Update, now: Time) -> Update {
         if let JobEvent::Reported(report) = &mut update.event {
@@ -110,13 +125,18 @@ impl Links {
 
     fn set_output_urls(&self, job: &JobId, report: &mut StatusReport, now: Time) {
         let latest = now + self.output_link_ttl;
-        let outputs = report
-            .outputs
-            .iter_mut()
-            .zip(&report.private_urls)
-            .enumerate();
-        for (n, (output, private_url)) in outputs {
-            if private_url.is_some() {
+        if self.has_archive {
+            report.output_sources.resize(report.outputs.len(), None);
+        }
+        let outputs = report.outputs.iter_mut();
+        for (n, (output, source)) in outputs.zip(&mut report.output_sources).enumerate() {
+            if self.has_archive {
+                let url = std::mem::take(&mut output.url);
+                let is_private = false;
+                source.get_or_insert(OutputSource { url, is_private });
+                output.expires_at = Some(latest);
+            }
+            if source.is_some() {
                 let until = output.expires_at.map_or(latest, |at| at.min(latest));
                 output.url = self.output_url(job, n, until);
             }
@@ -153,6 +173,24 @@ mod tests {
 
     fn job(name: &str) -> JobId {
         JobId::parse(name).unwrap()
+    }
+
+    fn output(url: &str, expires_at: Option<Time>) -> Output {
+        Output {
+            kind: "video".to_owned(),
+            url: url.to_owned(),
+            duration: None,
+            expires_at,
+            watermark_url: None,
+            nsfw: None,
+        }
+    }
+
+    fn private(url: &str) -> Option<OutputSource> {
+        Some(OutputSource {
+            url: url.to_owned(),
+            is_private: true,
+        })
     }
 
     fn grant(link: &str) -> &str {
@@ -233,14 +271,6 @@ mod tests {
     #[test]
     fn only_private_outputs_get_a_hub_link_with_matching_expiry() {
         let now = Time::from_millis(1_800_000_000_000);
-        let output = |url: &str, expires_at| Output {
-            kind: "video".to_owned(),
-            url: url.to_owned(),
-            duration: None,
-            expires_at,
-            watermark_url: None,
-            nsfw: None,
-        };
         let report = StatusReport {
             outputs: vec![
                 output("", None),
@@ -248,12 +278,7 @@ mod tests {
                 output("", Some(now + HOUR / 2)),
                 output("", Some(now + HOUR * 2)),
             ],
-            private_urls: vec![
-                Some("files/a".to_owned()),
-                None,
-                Some("c".to_owned()),
-                Some("d".to_owned()),
-            ],
+            output_sources: vec![private("files/a"), None, private("c"), private("d")],
             ..StatusReport::with_status(Status::Succeeded)
         };
         let update =
@@ -278,6 +303,41 @@ mod tests {
                 .outputs
                 .iter()
                 .all(|output| !output.url.contains("files"))
+        );
+    }
+    #[test]
+    fn with_an_archive_every_output_gets_a_link_that_outlives_the_source() {
+        let now = Time::from_millis(1_800_000_000_000);
+        let report = StatusReport {
+            outputs: vec![
+                output("https://cdn.example.com/a", Some(now + HOUR / 2)),
+                output("data:image/png;base64,AA", None),
+                output("", None),
+            ],
+            output_sources: vec![None, None, private("files/c")],
+            ..StatusReport::with_status(Status::Succeeded)
+        };
+        let links = links(None).with_archive();
+        let update = report.into_update(Source::Poll);
+        let update = links.with_output_links(&job("job_a"), update, now);
+        let JobEvent::Reported(report) = update.event else {
+            panic!("expected a report")
+        };
+        for (n, output) in report.outputs.iter().enumerate() {
+            let path = format!("/v1/jobs/job_a/outputs/{n}?grant=1800003600.");
+            assert!(output.url.starts_with(&path), "{}", output.url);
+            assert_eq!(output.expires_at, Some(now + HOUR));
+        }
+        let sources = report.output_sources.into_iter().flatten();
+        let sources: Vec<_> = sources.map(|it| (it.url, it.is_private)).collect();
+        let expected = [
+            ("https://cdn.example.com/a", false),
+            ("data:image/png;base64,AA", false),
+            ("files/c", true),
+        ];
+        assert_eq!(
+            sources,
+            expected.map(|(url, is_private)| (url.to_owned(), is_private))
         );
     }
 }

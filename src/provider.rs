@@ -27,12 +27,11 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::config::{Config, ConfigError, ProviderConfig};
-use crate::job::{Job, JobId, StatusReport, VideoRequest};
+use crate::job::{Job, JobId, OutputSource, StatusReport, VideoRequest};
 use crate::rate_limit::{Rate, RateLimit};
 use crate::time::Time;
 use client::ProviderClient;
 use client::base_url::BaseUrl;
-use client::download::Downloader;
 use spec::input_rules::KeyPath;
 use spec::pricing::Prices;
 use spec::request_spec::RequestSpec;
@@ -43,7 +42,7 @@ pub use breaker::{CircuitBreaker, CircuitOpen, Permit, ProviderHealth};
 pub use client::SubmitOutcome;
 pub use client::balance::Balance;
 pub use client::download::{
-    Body, Download, DownloadError, DownloadHead, IncompleteBody, RangeRequest,
+    Body, Download, DownloadError, DownloadHead, Downloader, IncompleteBody, RangeRequest,
 };
 pub use client::error::{Rejection, RequestError, UnknownOutcome};
 pub use client::http::{Fetcher, HttpClient};
@@ -92,11 +91,10 @@ impl Providers {
     /// # Errors
     /// Returns all errors, each with its configuration key.
     pub fn load(config: &Config, http: &HttpClient) -> Result<Self, Vec<ConfigError>> {
-        let downloader = Downloader::new(http);
         let mut by_name = BTreeMap::new();
         let mut errors = Vec::new();
         for (name, settings) in &config.providers {
-            match Provider::new(name, settings, http.clone(), downloader.clone()) {
+            match Provider::new(name, settings, http.clone()) {
                 Ok(provider) => {
                     by_name.insert(name.clone(), Arc::new(provider));
                 }
@@ -151,7 +149,6 @@ impl Provider {
         name: &str,
         settings: &ProviderConfig,
         http: HttpClient,
-        downloader: Downloader,
     ) -> Result<Self, Vec<ConfigError>> {
         let spec = Spec::load(&settings.spec).map_err(|error| vec![error])?;
         let spec = Arc::new(spec);
@@ -179,14 +176,7 @@ impl Provider {
                 deadline: settings.deadline.unwrap_or(spec.deadline),
             },
             max_concurrent: settings.max_concurrent.unwrap_or(spec.max_concurrent),
-            client: ProviderClient::new(
-                name,
-                Arc::clone(&spec),
-                base_url,
-                settings,
-                http,
-                downloader,
-            ),
+            client: ProviderClient::new(name, Arc::clone(&spec), base_url, settings, http),
             webhooks,
             allowed_input: settings
                 .allowed_input
@@ -336,17 +326,18 @@ impl Provider {
         self.client.cancel(job).await
     }
 
-    /// Downloads an output of a job from `source`, an absolute URL or one relative to the base URL.
+    /// Downloads an output that the provider reported for a job.
     ///
     /// # Errors
     /// Returns [`DownloadError`] if the download cannot start.
     pub async fn download(
         &self,
+        downloader: &Downloader,
         job: &Job,
-        source: &str,
+        source: &OutputSource,
         range: &RangeRequest,
     ) -> Result<Download, DownloadError> {
-        self.client.download(job, source, range).await
+        self.client.download(downloader, job, source, range).await
     }
 
     /// Returns the balance of the account when it was last read.

@@ -40,11 +40,12 @@ use crate::admission::AdmissionControl;
 use crate::background::change_feed::ChangeFeed;
 use crate::cancellation::{CancelService, CancelsInProgress};
 use crate::config::{Config, ConfigError, TlsFiles};
+use crate::destinations::archive::{Archive, ArchiveChannel};
 use crate::destinations::{Destinations, WebhookHosts};
-use crate::egress::ClientBuildError;
+use crate::egress::{AddressPolicy, ClientBuildError};
 use crate::hub::{self, Hub};
 use crate::links::Links;
-use crate::provider::{Fetcher, HttpClient, Providers};
+use crate::provider::{Downloader, Fetcher, HttpClient, Providers};
 use crate::store::{self, Retention};
 use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
@@ -101,6 +102,8 @@ pub struct Validated {
     pub providers: Providers,
     /// The destinations outside the hub.
     pub destinations: Destinations,
+    /// The archive, if there is one. It becomes a destination when the store is open.
+    pub archive: Option<Archive>,
     /// The token verifier.
     pub verifier: Verifier,
 }
@@ -123,16 +126,19 @@ pub fn validate(config: &Config, http: &HttpClient) -> Result<Validated, Vec<Con
         vec![ConfigError { key, message }]
     });
     let (providers, destinations) = (Providers::load(config, http), Destinations::load(config));
-    match (providers, destinations, verifier, store_url) {
-        (Ok(providers), Ok(destinations), Ok(verifier), Ok(_)) => Ok(Validated {
+    let archive = Archive::open(&config.archive);
+    match (providers, destinations, archive, verifier, store_url) {
+        (Ok(providers), Ok(destinations), Ok(archive), Ok(verifier), Ok(_)) => Ok(Validated {
             providers,
             destinations,
+            archive,
             verifier,
         }),
-        (providers, destinations, verifier, store_url) => {
+        (providers, destinations, archive, verifier, store_url) => {
             let errors = [
                 providers.err(),
                 destinations.err(),
+                archive.err(),
                 verifier.err(),
                 store_url.err(),
             ];
@@ -150,7 +156,8 @@ impl Server {
         let http = HttpClient::new()?;
         let Validated {
             providers,
-            destinations,
+            mut destinations,
+            archive,
             verifier,
         } = validate(&config, &http).map_err(BindError::Config)?;
         for warning in config.warnings().into_iter().chain(providers.warnings()) {
@@ -191,6 +198,19 @@ impl Server {
         let store = store::open(&config.store, retention, feed.listener())?;
         let wakeups = WorkerWakeups::default();
         let providers = Arc::new(providers);
+        let archive = archive.map(Arc::new);
+        let policy = AddressPolicy::new(config.archive.allow.clone());
+        let downloader = Downloader::new(&http, policy)?;
+        if let Some(archive) = &archive {
+            let channel = ArchiveChannel::new(
+                Arc::clone(archive),
+                Arc::clone(&store) as _,
+                Arc::clone(&providers),
+                &downloader,
+                Arc::clone(&metrics),
+            );
+            destinations.add(archive.destination(channel));
+        }
         let destinations = Arc::new(destinations);
         let secret = config.callback.secret.as_ref();
         let callback_key = secret.and_then(|secret| {
@@ -202,6 +222,10 @@ impl Server {
                 .and(url::Url::parse(&config.server.local_url(address)).ok())
         });
         let links = Links::new(public_url, callback_key, config.store.retain_final);
+        let links = match archive {
+            Some(_) => links.with_archive(),
+            None => links,
+        };
         let tracker = Arc::new(Tracker::new(
             Arc::clone(&store),
             Arc::clone(&providers),
@@ -229,6 +253,8 @@ impl Server {
             )),
             webhook_hosts: WebhookHosts::new(&config.webhook_defaults),
             links,
+            downloader,
+            archive,
             minter: Arc::new(Minter::new(&config.auth)),
             verifier: Arc::new(verifier),
             drain,

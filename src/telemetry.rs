@@ -20,8 +20,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use labels::{
-    AdmissionRejection, AttemptOutcome, CallOutcome, ConnectionKind, DestinationKind,
-    DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
+    AdmissionRejection, ArchiveFailure, AttemptOutcome, CallOutcome, ConnectionKind,
+    DestinationKind, DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
 };
 pub use line_limit::LineLimit;
 pub use metrics::{METRICS_CONTENT_TYPE, Metrics, OpenConnection};

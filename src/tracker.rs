@@ -333,7 +333,8 @@ impl Tracker {
     /// Returns the next version of the job, with output URLs of the hub, or `None` if nothing
     /// changes.
     fn next_version(&self, job: &Job, update: &Update, now: Time) -> Option<Job> {
-        let update = self.links.with_output_links(&job.id, update.clone(), now);
+        let update = update.clone().bounded();
+        let update = self.links.with_output_links(&job.id, update, now);
         job.apply(update, now)
     }
 

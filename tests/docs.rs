@@ -23,8 +23,8 @@ use progress_hub::config::Config;
 use progress_hub::protocol::CloseReason;
 use progress_hub::server::ErrorCode;
 use progress_hub::telemetry::{
-    AdmissionRejection, AttemptOutcome, CallOutcome, ConnectionKind, DestinationKind,
-    DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
+    AdmissionRejection, ArchiveFailure, AttemptOutcome, CallOutcome, ConnectionKind,
+    DestinationKind, DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
 };
 use regex_lite::Regex;
 
@@ -54,6 +54,7 @@ commands! {
     readme: "README.md",
     add_a_provider: "docs/how-to/add-a-provider.md",
     add_to_your_app: "docs/tutorial/add-to-your-app.md",
+    archive_outputs: "docs/how-to/archive-outputs.md",
     authenticate_users: "docs/how-to/authenticate-users.md",
     configuration: "docs/reference/configuration.md",
     connect_a_provider: "docs/how-to/connect-a-provider.md",
@@ -301,6 +302,7 @@ fn every_label_value_is_documented() {
         AdmissionRejection::ALL
             .map(AdmissionRejection::as_str)
             .to_vec(),
+        ArchiveFailure::ALL.map(ArchiveFailure::as_str).to_vec(),
         ProviderState::ALL.map(ProviderState::as_str).to_vec(),
         Limit::ALL.map(Limit::as_str).to_vec(),
         DestinationKind::ALL.map(DestinationKind::as_str).to_vec(),

@@ -19,6 +19,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_tls(config, reader);
     check_secrets(config, reader);
     check_store_password(config, reader);
+    check_archive(config, reader);
     check_providers(config, reader);
     check_email(config, reader);
     check_webhooks(config, reader);
@@ -91,6 +92,23 @@ fn check_store_password(config: &Config, reader: &mut Reader) {
         reader.push_error("store.password", "SQLite has no password");
     } else if has_password(&store.url).unwrap_or(false) {
         reader.push_error("store.password", "store.url contains a password too");
+    }
+}
+
+fn check_archive(config: &Config, reader: &mut Reader) {
+    let archive = &config.archive;
+    let Some(url) = &archive.url else {
+        return;
+    };
+    if url.scheme() == "file" {
+        for (key, endpoint) in [
+            ("archive.endpoint", &archive.endpoint),
+            ("archive.public_endpoint", &archive.public_endpoint),
+        ] {
+            if endpoint.is_some() {
+                reader.push_error(key, "must not be set, because archive.url is a folder");
+            }
+        }
     }
 }
 

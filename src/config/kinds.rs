@@ -195,13 +195,37 @@ pub(super) fn number(range: RangeInclusive<usize>) -> Kind<usize> {
     ))
 }
 
-/// A number of bytes, whose bounds are documented in KiB or MiB.
+/// A number of bytes, with or without a unit. The bounds are documented in KiB, MiB or GiB.
 pub(super) fn bytes(range: RangeInclusive<usize>) -> Kind<usize> {
     let [min, max] = [*range.start(), *range.end()].map(|bytes| match bytes / KIB {
         kib if kib < KIB => format!("{kib} KiB"),
-        kib => format!("{} MiB", kib / KIB),
+        kib if kib <= KIB * KIB => format!("{} MiB", kib / KIB),
+        kib => format!("{} GiB", kib / KIB / KIB),
     });
-    number(range).limits(format!("{min} to {max}"))
+    let Kind { parse, print, .. } = number(range);
+    let parse = move |raw: RawValue| match raw.into_toml() {
+        Value::String(text) => {
+            let bytes = parse::byte_count(text.trim()).or_else(invalid)?;
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            parse(RawValue::Toml(Value::Integer(bytes)))
+        }
+        other => parse(RawValue::Toml(other)),
+    };
+    Kind::new(parse, print).limits(format!("{min} to {max}"))
+}
+
+/// `true` or `false`.
+pub(super) fn boolean() -> Kind<bool> {
+    Kind::new(
+        |raw: RawValue| {
+            let value = raw.into_toml();
+            let Some(boolean) = value.as_bool() else {
+                return expected("true or false", &value);
+            };
+            Ok(boolean)
+        },
+        |boolean| Value::Boolean(*boolean),
+    )
 }
 
 /// A duration such as `500ms`, `20s` or `1h30m`.

@@ -15,6 +15,8 @@ use crate::outbox::Event;
 
 type Parsed<T> = Result<T, &'static str>;
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Largest amount of money. The store counts in millionths, as `i64`.
 pub(super) const MAX_AMOUNT: usize = 1_000_000_000;
 
@@ -49,11 +51,57 @@ pub(super) fn tier(text: &str) -> Parsed<Tier> {
         .ok_or("must be development, staging or production")
 }
 
-/// Parses a duration. A number needs a unit, of which hours are the largest.
+/// Parses a duration. A number needs a unit. Days, the largest unit, are multiples of 24 hours and
+/// come first.
 pub(super) fn duration(text: &str) -> Parsed<Duration> {
-    SpanParser::new()
-        .parse_unsigned_duration(text)
-        .map_err(|_| "must be a duration such as \"500ms\", \"20s\" or \"1h30m\"")
+    const FORM: &str = "must be a duration such as \"500ms\", \"20s\" or \"1h30m\"";
+    let (days, rest) = match text.split_once('d') {
+        Some((days, "")) => (days, "0s"),
+        Some((days, rest)) => (days, rest),
+        None => ("0", text),
+    };
+    let days: u32 = days.parse().map_err(|_| FORM)?;
+    let rest = SpanParser::new().parse_unsigned_duration(rest.trim());
+    Ok(DAY * days + rest.map_err(|_| FORM)?)
+}
+
+/// Parses a number of bytes, with or without a unit.
+pub(super) fn byte_count(text: &str) -> Parsed<usize> {
+    const FORM: &str = "must be a number of bytes, such as 1048576, \"500MiB\" or \"2GiB\"";
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(FORM),
+    };
+    let number: usize = number.parse().map_err(|_| FORM)?;
+    number.checked_mul(1 << shift).ok_or(FORM)
+}
+
+/// Parses the URL of an archive: a bucket or container with an optional prefix, or a folder.
+pub(super) fn archive_url(text: &str) -> Parsed<Url> {
+    const FORM: &str = "must be s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or \
+                        file:///absolute/path";
+    let url = Url::parse(text).map_err(|_| FORM)?;
+    let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+    let is_complete = match url.scheme() {
+        "s3" | "gs" | "az" => has_host && url.port().is_none(),
+        "file" => !has_host && url.path() != "/",
+        _ => false,
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        Err("must not contain credentials; they are read from the environment")
+    } else if url.query().is_some() || url.fragment().is_some() {
+        Err("must not have ?options or a #fragment")
+    } else if is_complete {
+        Ok(url)
+    } else {
+        Err(FORM)
+    }
 }
 
 /// Prints a duration in its shortest form, which [`duration`] parses.

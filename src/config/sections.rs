@@ -12,8 +12,8 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::kinds::{
-    amount, bytes, duration, file, headers, list, number, parsed, prices, redis_password, secret,
-    signing_secret, store_url, text, webhook_secret, webhook_url,
+    amount, boolean, bytes, duration, file, headers, list, number, parsed, prices, redis_password,
+    secret, signing_secret, store_url, text, webhook_secret, webhook_url,
 };
 use super::parse;
 use super::reader::SectionReader;
@@ -26,6 +26,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 section! {
@@ -188,6 +189,46 @@ section! {
         per_job: Option<f64> = amount().or_none(),
         /// Maximum cost of one owner's jobs per UTC day.
         per_owner_day: Option<f64> = amount().or_none(),
+    }
+}
+
+section! {
+    /// `[archive]`: copies of the outputs in a bucket or folder of yours.
+    pub struct ArchiveConfig {
+        /// Where outputs are copied to: `s3://bucket/prefix`, `gs://bucket/prefix`,
+        /// `az://container/prefix` or `file:///folder`. Without it, outputs are not copied. The
+        /// credentials come from the environment, as those of the vendors' SDKs.
+        url: Option<Url> = parsed(parse::archive_url).or_none(),
+        /// Template of the name of a copy, below the prefix or folder. It can use `job`, which is the
+        /// document, `n`, the position of the output from 0, and `ext`, its file extension. It must
+        /// use `job.id` and `n`. Characters other than `A-Z a-z 0-9 . _ -` in values become `-`.
+        key: String = text().or("{{ job.owner }}/{{ job.id }}/{{ n }}.{{ ext }}".to_owned()),
+        /// URL at which everybody can read the bucket or folder, such as a CDN. The links of outputs
+        /// then redirect there instead of to a signed URL.
+        public_url: Option<Url> = parsed(parse::base_url).or_none(),
+        /// Time for which a signed URL is valid.
+        link_ttl: Duration = duration(SECOND..=7 * DAY).or(15 * MINUTE),
+        /// Maximum size of an output in bytes. A larger one is not copied.
+        max_bytes: usize = bytes(1 << 10..=64 << 30).or(2 << 30),
+        /// Time for which a copy should be kept. It is recorded with the copy. A lifecycle rule of the
+        /// bucket must delete it.
+        keep: Duration = duration(HOUR..=10 * YEAR).or(30 * DAY),
+        /// Networks from which outputs are read although their addresses are private. In these
+        /// networks http is allowed too.
+        allow: Vec<IpNet> = list(parsed(parse::network)).or_empty(),
+        /// Number of outputs that are copied at the same time. Each needs up to 24 MiB of memory.
+        max_concurrent: usize = number(1..=64).or(4),
+        /// URL of the storage service if it is not that of the cloud provider, as for Cloudflare R2,
+        /// Supabase Storage and MinIO.
+        endpoint: Option<Url> = parsed(parse::base_url).or_none(),
+        /// URL of the storage service in signed URLs, if browsers reach it at another URL than the
+        /// hub.
+        public_endpoint: Option<Url> = parsed(parse::base_url).or_none(),
+        /// Whether the bucket is in the path of S3 URLs. Otherwise it is in their host name.
+        path_style: bool = boolean().or(true),
+        /// Region of an S3 bucket. By default `AWS_REGION`, `auto` for Cloudflare R2, otherwise
+        /// `us-east-1`.
+        region: Option<String> = text().or_none(),
     }
 }
 

@@ -137,6 +137,20 @@ fn every_setting_is_printed_without_secrets() {
     timeout = "30s"
     unsubscribe_url = "https://example.com/stop/{{ job.id }}"
 
+    [archive]
+    url = "s3://outputs/videos"
+    key = "{{ job.id }}/{{ n }}.{{ ext }}"
+    public_url = "https://cdn.example.com/outputs"
+    link_ttl = "5m"
+    max_bytes = 524288000
+    keep = "168h"
+    allow = ["10.0.0.0/8"]
+    max_concurrent = 2
+    endpoint = "http://minio:9000/"
+    public_endpoint = "https://files.example.com/"
+    path_style = false
+    region = "eu-central-1"
+
     [deliveries]
     retries = ["1s", "1m"]
     pause = "30s"

@@ -99,30 +99,31 @@ fn bounded_cost(mut cost: Cost) -> Option<Cost> {
     cost.amount.is_finite().then_some(cost)
 }
 
-/// Drops outputs beyond the bounds together with their entries of `private_urls`.
+/// Drops outputs beyond the bounds together with their sources. The result does not change when the
+/// tracker sets the URLs of outputs with a source to links of the hub.
 fn bound_outputs(report: &mut StatusReport) {
-    let has_private_urls = !report.private_urls.is_empty();
-    report.private_urls.resize(report.outputs.len(), None);
-    let (outputs, private_urls) = (
+    let has_sources = !report.output_sources.is_empty();
+    report.output_sources.resize(report.outputs.len(), None);
+    let (outputs, sources) = (
         std::mem::take(&mut report.outputs),
-        std::mem::take(&mut report.private_urls),
+        std::mem::take(&mut report.output_sources),
     );
     let mut bytes = 0;
-    for (mut output, private_url) in outputs.into_iter().zip(private_urls) {
+    for (mut output, source) in outputs.into_iter().zip(sources) {
         bound_output(&mut output);
-        let added = size(&output) + private_url.as_ref().map_or(0, String::len);
-        let is_usable = is_bounded_url(&output.url)
-            && private_url.as_deref().is_none_or(is_bounded_url)
+        let url = source.as_ref().map_or(&output.url, |source| &source.url);
+        let added = url.len() + output.watermark_url.as_ref().map_or(0, String::len);
+        let is_usable = is_bounded_url(url)
             && bytes + added <= MAX_OUTPUTS_BYTES
             && report.outputs.len() < MAX_OUTPUTS;
         if is_usable {
             report.outputs.push(output);
-            report.private_urls.push(private_url);
+            report.output_sources.push(source);
             bytes += added;
         }
     }
-    if !has_private_urls {
-        report.private_urls.clear();
+    if !has_sources {
+        report.output_sources.clear();
     }
 }
 
@@ -133,10 +134,6 @@ fn bound_output(output: &mut Output) {
         .watermark_url
         .take()
         .filter(|url| is_bounded_url(url));
-}
-
-fn size(output: &Output) -> usize {
-    output.url.len() + output.watermark_url.as_ref().map_or(0, String::len)
 }
 
 fn is_bounded_url(url: &str) -> bool {
@@ -155,7 +152,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::job::{FailureKind, Job, NewJob, Source, Status};
+    use crate::job::{FailureKind, Job, NewJob, OutputSource, Source, Status};
     use crate::time::Time;
 
     fn job() -> Job {
@@ -226,15 +223,19 @@ mod tests {
     }
 
     #[test]
-    fn dropped_outputs_keep_private_urls_aligned() {
+    fn dropped_outputs_keep_their_sources_aligned() {
         let long = format!("https://a/{}", "b".repeat(MAX_URL_BYTES));
+        let private = || OutputSource {
+            url: "private".to_owned(),
+            is_private: true,
+        };
         let report = StatusReport {
             outputs: vec![
                 output("video", &long),
                 output("image", "hub"),
                 output("audio", "https://c"),
             ],
-            private_urls: vec![None, Some("private".to_owned()), None],
+            output_sources: vec![None, Some(private()), None],
             ..StatusReport::with_status(Status::Succeeded)
         };
         let job = applied(report, Source::Poll);
@@ -244,10 +245,7 @@ mod tests {
             .map(|output| output.kind.as_str())
             .collect();
         assert_eq!(kinds, ["image", "audio"]);
-        assert_eq!(
-            job.internal.private_urls,
-            [Some("private".to_owned()), None]
-        );
+        assert_eq!(job.internal.output_sources, [Some(private()), None]);
     }
 
     #[test]

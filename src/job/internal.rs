@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use url::Url;
 
-use super::VideoRequest;
+use super::{OutputSource, VideoRequest};
 use crate::time::Time;
 
 /// The state that the hub needs to submit, poll and settle a job.
@@ -19,10 +19,10 @@ pub struct InternalState {
     /// Opaque value from the submit response that later requests need (URLs, endpoints), or null.
     #[serde(default)]
     pub handle: Value,
-    /// For each output, the provider URL if reading it requires the provider's API key. Empty if no
-    /// output has such a URL.
+    /// For each output, its source if the URL in the document is a link of the hub. Empty if no
+    /// output has such a link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub private_urls: Vec<Option<String>>,
+    pub output_sources: Vec<Option<OutputSource>>,
     /// Time at which the provider first reported a success that a poll has yet to confirm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success_reported_at: Option<Time>,

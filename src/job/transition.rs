@@ -172,9 +172,9 @@ impl Job {
                     Failure::new(FailureKind::ResultExpired, message)
                 });
                 self.outputs = report.outputs;
-                if !report.private_urls.is_empty() {
+                if !report.output_sources.is_empty() {
                     self.internal = Arc::new(InternalState {
-                        private_urls: report.private_urls,
+                        output_sources: report.output_sources,
                         ..InternalState::clone(&self.internal)
                     });
                 }

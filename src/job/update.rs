@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Cost, Failure, Output, Source, Status};
+use super::{Cost, Failure, Output, OutputSource, Source, Status};
 use crate::time::Time;
 
 /// An event together with its origin.
@@ -75,9 +75,9 @@ pub struct StatusReport {
     pub eta_seconds: Option<f64>,
     /// Outputs. Ignored unless the status is `succeeded`.
     pub outputs: Vec<Output>,
-    /// For each output, the provider URL if reading it requires the provider's API key. The tracker
-    /// replaces the `url` of such an output by a URL of the hub. Empty if there is no such output.
-    pub private_urls: Vec<Option<String>>,
+    /// For each output, its source if clients read it through the hub. The tracker sets the `url` of
+    /// such an output to a link of the hub. Empty if there is no such output.
+    pub output_sources: Vec<Option<OutputSource>>,
     /// Cost charged by the provider.
     pub cost: Option<Cost>,
     /// Remarks of the provider's moderation.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use minijinja::{Value, context};
+use reqwest::header::HeaderMap;
 use url::Url;
 
 use self::balance::{Balance, BalanceCache};
@@ -30,7 +31,7 @@ use super::spec::Spec;
 use super::spec::request_spec::{Method, RequestSpec};
 use super::spec::value::{items, number};
 use crate::config::ProviderConfig;
-use crate::job::{FailureKind, Job, JobId, Status, StatusReport};
+use crate::job::{FailureKind, Job, JobId, OutputSource, Status, StatusReport};
 use crate::time::Time;
 
 /// Maximum time that a request waits for a permit.
@@ -53,7 +54,6 @@ pub(super) struct ProviderClient {
     spec: Arc<Spec>,
     requests: RequestRenderer,
     http: HttpClient,
-    downloader: Downloader,
     pub(super) breaker: Arc<CircuitBreaker>,
     pub(super) balance: BalanceCache,
 }
@@ -65,7 +65,6 @@ impl ProviderClient {
         base_url: BaseUrl,
         settings: &ProviderConfig,
         http: HttpClient,
-        downloader: Downloader,
     ) -> Self {
         let account_check = match (&spec.balance, &spec.account) {
             (Some(_), _) => AccountCheck::KeyAndCredit,
@@ -76,7 +75,6 @@ impl ProviderClient {
             provider: provider.to_owned(),
             requests: RequestRenderer::new(Arc::clone(&spec), base_url, settings),
             http,
-            downloader,
             breaker: CircuitBreaker::new(provider, account_check),
             balance: BalanceCache::default(),
             spec,
@@ -267,21 +265,24 @@ impl ProviderClient {
         }))
     }
 
-    /// Downloads an output.
+    /// Downloads an output. The key is sent only if the output needs it.
     pub(super) async fn download(
         &self,
+        downloader: &Downloader,
         job: &Job,
-        source: &str,
+        source: &OutputSource,
         range: &RangeRequest,
     ) -> Result<Download, DownloadError> {
         let base_url = &self.requests.base_url;
-        let source = base_url.resolve(source);
-        let source = source.ok_or(DownloadError::UrlNotAllowed("invalid URL"))?;
-        let headers = self.requests.auth_headers(job);
-        let headers = headers.map_err(DownloadError::Failed)?;
-        self.downloader
-            .fetch(base_url.url(), source, &headers, range)
-            .await
+        let (url, headers) = if source.is_private {
+            let headers = self.requests.auth_headers(job);
+            let headers = headers.map_err(DownloadError::Failed)?;
+            (base_url.resolve(&source.url), headers)
+        } else {
+            (Url::parse(&source.url).ok(), HeaderMap::new())
+        };
+        let url = url.ok_or(DownloadError::UrlNotAllowed("invalid URL"))?;
+        downloader.fetch(base_url.url(), url, &headers, range).await
     }
 
     /// Returns whether the caller should check the account now.

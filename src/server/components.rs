@@ -18,10 +18,11 @@ use crate::background::submitter::Submitter;
 use crate::background::watchdog::Watchdog;
 use crate::cancellation::CancelService;
 use crate::config::Config;
+use crate::destinations::archive::Archive;
 use crate::destinations::{Destinations, WebhookHosts};
 use crate::hub::Hub;
 use crate::links::Links;
-use crate::provider::Providers;
+use crate::provider::{Downloader, Providers};
 use crate::store::Store;
 use crate::telemetry::Metrics;
 use crate::tracker::{Tracker, WorkerWakeups};
@@ -43,6 +44,8 @@ pub struct Components {
     pub verifier: Arc<Verifier>,
     pub minter: Arc<Option<Minter>>,
     pub links: Links,
+    pub downloader: Downloader,
+    pub archive: Option<Arc<Archive>>,
     pub origins: Arc<OriginPolicy>,
     pub metrics: Arc<Metrics>,
     pub security: Arc<SecurityLog>,
@@ -84,10 +87,28 @@ impl Components {
         };
         let feed =
             Arc::clone(&self.feed).run(self.store.clone(), Arc::clone(&self.tracker), stop.clone());
+        if let Some(archive) = self.archive.clone() {
+            background.spawn(check_archive(archive, stop.clone()));
+        }
         background.spawn(submitter.run(stop.clone()));
         background.spawn(watchdog.run(stop.clone()));
         background.spawn(breaker_sync.run(stop.clone()));
         background.spawn(deliveries.run(stop.clone()));
         background.spawn(feed);
+    }
+}
+
+/// Warns at startup if the archive cannot be used. Copies wait until it can.
+async fn check_archive(archive: Arc<Archive>, stop: CancellationToken) {
+    let checked = tokio::select! {
+        checked = archive.check() => checked,
+        () = stop.cancelled() => return,
+    };
+    if let Err(error) = checked {
+        tracing::warn!(
+            config.key = error.key,
+            reason = error.message,
+            "archive not usable"
+        );
     }
 }

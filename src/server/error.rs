@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use crate::admission::AdmissionError;
 use crate::cancellation::CancelError;
 use crate::destinations::UrlNotAllowed;
-use crate::job::Job;
+use crate::destinations::archive::StorageError;
+use crate::job::{InvalidDataUrl, Job};
 use crate::provider::DownloadError;
 use crate::{store, tracker};
 use progress_hub_auth::jwt::TokenError;
@@ -84,6 +85,8 @@ macro_rules! error_codes {
 }
 
 error_codes! {
+    /// The bucket or folder with the copies of outputs cannot be used.
+    ArchiveUnavailable: "archive_unavailable", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
     /// The message is not valid JSON, or not a client message.
     BadMessage: "bad_message", None, websocket: true, retryable: false;
     /// A budget does not allow the job.
@@ -124,7 +127,7 @@ error_codes! {
     OriginRefused: "origin_refused", Some(StatusCode::FORBIDDEN), websocket: false, retryable: false;
     /// The node has reached its maximum number of connections or memory for request bodies.
     OverCapacity: "over_capacity", Some(StatusCode::SERVICE_UNAVAILABLE), websocket: false, retryable: true;
-    /// The provider no longer has the output.
+    /// Neither the provider nor the archive has the output.
     OutputGone: "output_gone", Some(StatusCode::GONE), websocket: false, retryable: false;
     /// The body of the request is too large.
     PayloadTooLarge: "payload_too_large", Some(StatusCode::PAYLOAD_TOO_LARGE), websocket: false, retryable: false;
@@ -384,13 +387,38 @@ impl From<DownloadError> for Problem {
                 "too many concurrent downloads on this node; try again",
             )
             .with_retry_after(DOWNLOAD_RETRY_AFTER),
-            DownloadError::UrlNotAllowed(_) | DownloadError::Failed(_) => {
+            DownloadError::UrlNotAllowed(_)
+            | DownloadError::Refused(_)
+            | DownloadError::Failed(_) => {
                 tracing::warn!(%error, "output download failed");
                 Self::new(
                     ErrorCode::ProviderError,
                     "the provider did not return the output",
                 )
             }
+        }
+    }
+}
+
+impl From<InvalidDataUrl> for Problem {
+    fn from(error: InvalidDataUrl) -> Self {
+        Self::new(ErrorCode::OutputGone, error.to_string())
+    }
+}
+
+impl From<StorageError> for Problem {
+    fn from(error: StorageError) -> Self {
+        tracing::warn!(%error, "archived output not available");
+        match error {
+            StorageError::Missing(_) => Self::new(
+                ErrorCode::OutputGone,
+                "the archive no longer has this output",
+            ),
+            StorageError::Refused(_) | StorageError::Failed(_) => Self::new(
+                ErrorCode::ArchiveUnavailable,
+                "the archive is temporarily unavailable; try again",
+            )
+            .with_retry_after(DOWNLOAD_RETRY_AFTER),
         }
     }
 }
@@ -429,7 +457,7 @@ mod tests {
 
     #[test]
     fn errors_of_other_modules_become_problems() {
-        let problems: [Problem; 12] = [
+        let problems: [Problem; 13] = [
             store::Error::Unavailable("connection refused".to_owned()).into(),
             store::Error::Overloaded.into(),
             store::Error::Corrupt("invalid document".to_owned()).into(),
@@ -440,6 +468,7 @@ mod tests {
             CancelError::Forbidden.into(),
             DownloadError::Gone.into(),
             DownloadError::Busy.into(),
+            StorageError::Refused("status 403".to_owned()).into(),
             DownloadError::Failed("connection refused".to_owned()).into(),
             TokenError::KeysUnavailable {
                 retry_after: Duration::from_secs(30),

@@ -44,6 +44,7 @@ pub fn configure(
             .app_data(web::Data::from(components.limits))
             .app_data(web::Data::from(components.origins))
             .app_data(web::Data::new(components.links))
+            .app_data(web::Data::new(components.downloader))
             .app_data(web::Data::new(components.webhook_hosts))
             .app_data(web::Data::new(components.wakeups))
             .app_data(web::Data::new(StartedAt(started_at)))
@@ -51,6 +52,9 @@ pub fn configure(
             .app_data(web::Data::new(components.config.store.clone()))
             .app_data(web::Data::new(components.config.socket.clone()))
             .app_data(web::Data::new(components.config.defaults.clone()));
+        if let Some(archive) = components.archive {
+            app.app_data(web::Data::from(archive));
+        }
         let mut resources = vec![
             Resource::new("/v1/jobs/{id}/updates").post(workers::push),
             Resource::new("/v1/webhooks/{provider}/{token}").post(webhooks::receive_with_token),

@@ -104,6 +104,18 @@ labels! {
         Rate = "rate",
     }
 
+    /// Reason why an output was not copied to the archive.
+    pub enum ArchiveFailure {
+        /// The provider no longer has the output.
+        Expired = "expired",
+        /// The source failed, or did not return the output.
+        Source = "source",
+        /// The output cannot be archived, for example because it is too large.
+        Rejected = "rejected",
+        /// The bucket or folder failed.
+        Storage = "storage",
+    }
+
     /// A limit that a client has reached.
     pub enum Limit {
         /// `server.max_connections`, or the maximum number of TCP connections.

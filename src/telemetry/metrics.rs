@@ -15,8 +15,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::labels::{
-    self, AdmissionRejection, AttemptOutcome, CallOutcome, ConnectionKind, DestinationKind,
-    DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
+    self, AdmissionRejection, ArchiveFailure, AttemptOutcome, CallOutcome, ConnectionKind,
+    DestinationKind, DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
 };
 use crate::job::Source;
 
@@ -75,6 +75,8 @@ pub struct Metrics {
     provider_balance: Family<ProviderLabels, Gauge<f64, AtomicU64>>,
     job_updates: Family<SourceLabels, Counter>,
     submissions_rejected: Family<ReasonLabels, Counter>,
+    archived_bytes: Counter,
+    archive_failures: Family<ReasonLabels, Counter>,
     budget_reserved: Family<ProviderLabels, AmountCounter>,
     budget_spent: Family<ProviderLabels, AmountCounter>,
     limits_reached: Family<LimitLabels, Counter>,
@@ -161,6 +163,8 @@ impl Metrics {
         let provider_holds = register(r, "provider_holds", "Owners and models whose submissions are held");
         let job_updates = register(r, "job_updates", "Updates that changed a job");
         let submissions_rejected = register(r, "submissions_rejected", "Submissions rejected before the job was stored");
+        let archived_bytes = register(r, "archived_bytes", "Bytes of outputs copied to the archive");
+        let archive_failures = register(r, "archive_failures", "Attempts to copy an output to the archive that failed");
         let limits_reached = register(r, "limits_reached", "Times that a client reached a limit");
         let websocket_closes = register(r, "websocket_closes", "Closed WebSockets, by close code");
         let problems = register(r, "problems", "Requests answered with a problem, by error code");
@@ -188,6 +192,8 @@ impl Metrics {
             provider_balance,
             job_updates,
             submissions_rejected,
+            archived_bytes,
+            archive_failures,
             budget_reserved,
             budget_spent,
             limits_reached,
@@ -340,6 +346,19 @@ impl Metrics {
             .get_or_create_owned(&SourceLabels { source })
     }
 
+    /// Counts an output that was copied to the archive.
+    pub fn archived(&self, bytes: u64) {
+        self.archived_bytes.inc_by(bytes);
+    }
+
+    /// Counts an attempt to copy an output to the archive that failed.
+    pub fn archive_failed(&self, reason: ArchiveFailure) {
+        let reason = reason.as_str();
+        self.archive_failures
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
     /// Counts a submission that was rejected before the job was stored.
     pub fn submission_rejected(&self, reason: AdmissionRejection) {
         let reason = reason.as_str();
@@ -475,6 +494,7 @@ mod tests {
         metrics.problem("not_found");
         metrics.set_destination("app", DestinationStatus::Active, 0);
         metrics.submission_rejected(AdmissionRejection::Budget);
+        metrics.archive_failed(ArchiveFailure::Expired);
         metrics.reserved("kling", 1);
         metrics.spent("kling", 1);
         let text = metrics.render();
@@ -495,6 +515,8 @@ mod tests {
     progress_hub_provider_state_transitions counter
     progress_hub_job_updates counter
     progress_hub_submissions_rejected counter
+    progress_hub_archived_bytes counter
+    progress_hub_archive_failures counter
     progress_hub_limits_reached counter
     progress_hub_websocket_closes counter
     progress_hub_problems counter

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use regex_lite::Regex;
 
 /// The modules, lowest layer first.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["time", "rate_limit", "egress", "template"],
     &["job"],
     &["protocol", "telemetry", "outbox"],
     &["config", "links"],
-    &["hub", "store", "provider", "destinations"],
+    &["hub", "store", "provider"],
+    &["destinations"],
     &["tracker", "admission"],
     &["cancellation"],
     &["background"],

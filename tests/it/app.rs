@@ -332,6 +332,16 @@ impl TestAppBuilder {
         self
     }
 
+    /// Sets an environment variable of [`TestAppBuilder::spawn_process`].
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers can pass numbers and strings without a borrow"
+    )]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
     /// Removes a key that a test app has by default.
     pub fn unset(self, key: &str) -> Self {
         self.set(key, "")
@@ -387,6 +397,7 @@ impl TestAppBuilder {
             OpenFiles::Soft(files) => format!("ulimit -Sn {files}"),
             OpenFiles::Hard(files) => format!("ulimit -n {files}"),
         });
+        let environment = self.environment.clone();
         let (_, settings, mut app) = self.prepare();
         let public_url = settings[0].1.clone();
         let log = std::fs::File::options()
@@ -410,6 +421,7 @@ impl TestAppBuilder {
         }
         let earlier = app.log().lines().count();
         let process = command
+            .envs(environment)
             .stdout(Stdio::null())
             .stderr(if has_log_reader {
                 log.into()

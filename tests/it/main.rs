@@ -8,6 +8,7 @@
 
 mod admission;
 mod app;
+mod archive;
 mod auth;
 mod bad_input;
 mod built_in_specs;

@@ -297,7 +297,7 @@ async fn public_output_is_redirected_to_its_url() {
         header(&response, "location"),
         "https://cdn.example.com/b.mp4"
     );
-    assert_eq!(header(&response, "cache-control"), "no-store");
+    assert_eq!(header(&response, "cache-control"), "private, no-store");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -101,7 +101,12 @@ impl DeliveryPolicy {
             Verdict::Delivered { .. } => (DeliveryState::Delivered { at: now }, true),
             Verdict::Rejected { .. } => (failed, true),
             Verdict::Postponed { delay } => return progress.next(waiting(*delay), None),
-            Verdict::Failed { .. } | Verdict::Misconfigured { .. } | Verdict::Gone if is_manual => {
+            Verdict::Failed { .. }
+            | Verdict::SourceFailed { .. }
+            | Verdict::Misconfigured { .. }
+            | Verdict::Gone
+                if is_manual =>
+            {
                 (failed, true)
             }
             Verdict::Failed {
@@ -110,10 +115,13 @@ impl DeliveryPolicy {
             } => (waiting(bounded(*delay)), false),
             Verdict::Failed {
                 retry_after: None, ..
-            } => match self.retries.get(progress.attempt_count as usize) {
-                Some(delay) => (waiting(delay.mul_f64(jitter)), true),
-                None => (failed, true),
-            },
+            }
+            | Verdict::SourceFailed { .. } => {
+                match self.retries.get(progress.attempt_count as usize) {
+                    Some(delay) => (waiting(delay.mul_f64(jitter)), true),
+                    None => (failed, true),
+                }
+            }
             Verdict::Misconfigured { .. } => (waiting(self.pause.mul_f64(jitter)), false),
             // The destination is disabled, so the delivery is held.
             Verdict::Gone => (waiting(Duration::ZERO), false),
@@ -136,7 +144,7 @@ impl DeliveryPolicy {
         let disabled = state.disabled.as_ref();
         let is_recheck = disabled.is_some_and(|disabled| is_recheck_due(disabled, now));
         let (failures, error, delay) = match verdict {
-            Verdict::Postponed { .. } => return state.clone(),
+            Verdict::Postponed { .. } | Verdict::SourceFailed { .. } => return state.clone(),
             Verdict::Delivered { .. } | Verdict::Rejected { .. } => {
                 let is_success = matches!(verdict, Verdict::Delivered { .. });
                 let is_recent = |at: Time| now.saturating_duration_since(at) < SUCCESS_INTERVAL;

@@ -93,7 +93,7 @@ fn all_config_errors_are_reported_together() {
     server.trusted_proxies: item 1 must be an IP address or a network, such as 10.0.0.0/8
     server.forwarded_header: must be x-forwarded-for or forwarded
     server.max_connections: must be between 1 and 10000000, found 0
-    server.max_body_bytes: must be a whole number, found text
+    server.max_body_bytes: must be a number of bytes, such as 1048576, "500MiB" or "2GiB"
     server.request_timeout: must be between 100ms and 5m, found 1ms
     server.drain: must be between 0s and 10m, found 11m
     server.tls_cert: no-such.pem is not a file
@@ -529,4 +529,85 @@ fn errors_of_email_are_reported_by_their_key() {
     let without_server = with_secret("[email]\nfrom = \"hub@example.com\"\n");
     let expected = "email.smtp_url: required because from is set\n";
     assert_eq!(errors_in_file(&without_server), expected);
+}
+
+#[test]
+fn archive_errors_name_their_keys() {
+    let file =
+        |url: &str| format!("[auth]\nhs256_secrets = [{SECRET:?}]\n[archive]\nurl = {url:?}\n");
+    for url in [
+        "s3://bucket",
+        "s3://bucket/prefix/",
+        "gs://bucket",
+        "az://container/a/b",
+        "file:///var/lib/outputs",
+    ] {
+        assert!(load(&file(url), &[], &[]).is_ok(), "{url}");
+    }
+    const FORM: &str = "must be s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or \
+                        file:///absolute/path";
+    for (url, expected) in [
+        ("bucket", FORM),
+        ("s3://", FORM),
+        ("https://bucket.s3.amazonaws.com", FORM),
+        ("file://var/lib/outputs", FORM),
+        ("file:///", FORM),
+        (
+            "s3://key:secret@bucket",
+            "must not contain credentials; they are read from the environment",
+        ),
+        (
+            "s3://bucket?region=eu",
+            "must not have ?options or a #fragment",
+        ),
+    ] {
+        let errors = errors_in_file(&file(url));
+        assert_eq!(errors, format!("archive.url: {expected}\n"), "{url}");
+    }
+    let more = r#"
+        link_ttl = "8d"
+        max_bytes = "2XB"
+        keep = "0d"
+        allow = ["10.0.0.0/33"]
+        max_concurrent = 65
+        endpoint = "minio:9000"
+        path_style = "maybe"
+    "#;
+    let errors = errors_in_file(&format!("{}{more}", file("file:///var/lib/outputs")));
+    assert_snapshot!(errors, @r#"
+    archive.link_ttl: must be between 1s and 168h, found 192h
+    archive.max_bytes: must be a number of bytes, such as 1048576, "500MiB" or "2GiB"
+    archive.keep: must be between 1h and 87600h, found 0s
+    archive.allow: item 1 must be an IP address or a network, such as 10.0.0.0/8
+    archive.max_concurrent: must be between 1 and 64, found 65
+    archive.endpoint: must begin with http:// or https://
+    archive.path_style: must be true or false, found text
+    "#);
+    let endpoint = format!(
+        "{}endpoint = \"http://minio:9000\"\n",
+        file("file:///var/lib/outputs")
+    );
+    let errors = errors_in_file(&endpoint);
+    let expected = "archive.endpoint: must not be set, because archive.url is a folder\n";
+    assert_eq!(errors, expected);
+}
+
+#[test]
+fn sizes_and_days_have_units() {
+    let load = |key: &str, value: &str| {
+        let flags = [(key, value), ("auth.hs256_secrets", SECRET)];
+        super::load("", &[], &flags).unwrap().archive
+    };
+    for (text, bytes) in [
+        ("2048", 2048),
+        ("4KiB", 4 << 10),
+        ("500 MiB", 500 << 20),
+        ("2GiB", 2 << 30),
+    ] {
+        assert_eq!(load("archive.max_bytes", text).max_bytes, bytes, "{text}");
+    }
+    for (text, hours) in [("30d", 720), ("1d12h", 36), ("2d 1h", 49), ("90m", 1)] {
+        let keep = load("archive.keep", text).keep;
+        assert_eq!(keep.as_secs() / 3600, hours, "{text}");
+    }
 }

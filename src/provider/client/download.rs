@@ -1,7 +1,8 @@
-//! Downloads of outputs that only the provider's API key can read.
+//! Downloads of outputs.
 //!
-//! The key is sent to the provider's own origin only. Any other host must use https and have a
-//! public address, at each redirect and when the connection is made. A download buffers one chunk.
+//! A provider's API key is sent to the provider's own origin only. Any other host must use https and
+//! have a public address, or be in a network that the operator allows, at each redirect and when the
+//! connection is made. A download buffers one chunk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::http::HttpClient;
-use crate::egress::{AddressPolicy, describe};
+use crate::egress::{AddressPolicy, ClientBuildError, build, client_builder, describe};
 
 /// Maximum number of downloads at the same time on one node.
 const MAX_CONCURRENT_DOWNLOADS: usize = 64;
@@ -21,6 +22,9 @@ const MAX_CONCURRENT_DOWNLOADS: usize = 64;
 /// Time after which a download without progress on either side is aborted. There is no total
 /// timeout.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for which the archive may pause between two chunks while it uploads a part.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Maximum number of redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
@@ -55,6 +59,8 @@ pub struct Download {
 pub struct DownloadHead {
     /// 200, 206 or 416.
     pub status: u16,
+    /// Path of the URL after all redirects.
+    pub path: String,
     /// `Content-Type` of the provider.
     pub content_type: Option<String>,
     /// Length of the body in bytes, if known.
@@ -77,6 +83,10 @@ pub enum DownloadError {
     /// The provider no longer has the output.
     #[error("output no longer exists")]
     Gone,
+    /// The server rejects the URL or the key with this status. Signed URLs end this way when they
+    /// expire.
+    #[error("provider responded with status {0}")]
+    Refused(u16),
     /// The hub does not connect to the URL.
     #[error("URL not allowed: {0}")]
     UrlNotAllowed(&'static str),
@@ -90,26 +100,63 @@ pub enum DownloadError {
 
 /// Downloads outputs. Clones share the limit of concurrent downloads.
 #[derive(Clone)]
-pub(crate) struct Downloader {
+pub struct Downloader {
     /// For the provider's own origin, which may be a private address.
     provider_client: reqwest::Client,
-    /// For other hosts. Resolves names to public addresses only.
-    public_client: reqwest::Client,
-    /// Whether the URL of another host is allowed. The client checks the addresses of its name.
-    is_allowed: fn(&Url) -> bool,
+    /// Which other hosts are allowed.
+    policy: AddressPolicy,
+    /// For https URLs of other hosts.
+    https: reqwest::Client,
+    /// For http URLs of other hosts.
+    http: reqwest::Client,
     stall_timeout: Duration,
+    reader_timeout: Duration,
     permits: Arc<Semaphore>,
 }
 
 impl Downloader {
-    pub(crate) fn new(http: &HttpClient) -> Self {
-        Self {
+    /// Creates a downloader for clients of the hub.
+    ///
+    /// # Errors
+    /// [`ClientBuildError`] if the TLS roots of the system are unusable.
+    pub fn new(http: &HttpClient, policy: AddressPolicy) -> Result<Self, ClientBuildError> {
+        let client = |is_encrypted| {
+            let resolver = policy.resolver(is_encrypted);
+            build(client_builder().no_gzip().dns_resolver(resolver))
+        };
+        Ok(Self {
             provider_client: http.downloads.clone(),
-            public_client: http.public_downloads.clone(),
-            is_allowed: is_public_https,
+            https: client(true)?,
+            http: client(false)?,
+            policy,
             stall_timeout: STALL_TIMEOUT,
+            reader_timeout: STALL_TIMEOUT,
             permits: Arc::new(Semaphore::new(MAX_CONCURRENT_DOWNLOADS)),
+        })
+    }
+
+    /// Returns a downloader for the archive, which reads as fast as it uploads and limits the number
+    /// of its downloads itself.
+    #[must_use]
+    pub fn for_archive(&self) -> Self {
+        Self {
+            reader_timeout: UPLOAD_TIMEOUT,
+            permits: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            ..self.clone()
         }
+    }
+
+    /// Fetches an output that needs no key, from a host that is not a provider.
+    ///
+    /// # Errors
+    /// [`DownloadError`] if the download cannot start.
+    pub async fn fetch_public(
+        &self,
+        source: &str,
+        range: &RangeRequest,
+    ) -> Result<Download, DownloadError> {
+        let url = Url::parse(source).map_err(|_| DownloadError::UrlNotAllowed("invalid URL"))?;
+        self.fetch(None, url, &HeaderMap::new(), range).await
     }
 
     /// Fetches `source` and follows redirects. `auth_headers` are sent to the origin of `base_url`
@@ -130,10 +177,8 @@ impl Downloader {
             let request = if is_own_origin {
                 let request = self.provider_client.get(url.clone());
                 request.headers(auth_headers.clone())
-            } else if (self.is_allowed)(&url) {
-                self.public_client.get(url.clone())
             } else {
-                return Err(DownloadError::UrlNotAllowed("must be https and public"));
+                self.client_for(&url)?.get(url.clone())
             };
             let request = request.headers(range_headers(range));
             let response = match timeout(self.stall_timeout, request.send()).await {
@@ -143,14 +188,25 @@ impl Downloader {
             };
             match redirect_target(&url, &response) {
                 Some(next) => url = next,
-                None => return self.start(response, permit),
+                None => return self.start(&url, response, permit),
             }
         }
         Err(DownloadError::UrlNotAllowed("too many redirects"))
     }
 
+    /// Returns the client for another host than the provider. It checks the addresses of a name.
+    fn client_for(&self, url: &Url) -> Result<&reqwest::Client, DownloadError> {
+        let is_allowed = self.policy.check(url);
+        is_allowed.map_err(|_| DownloadError::UrlNotAllowed("must be https and public"))?;
+        Ok(match url.scheme() {
+            "https" => &self.https,
+            _ => &self.http,
+        })
+    }
+
     fn start(
         &self,
+        url: &Url,
         response: reqwest::Response,
         permit: OwnedSemaphorePermit,
     ) -> Result<Download, DownloadError> {
@@ -158,6 +214,7 @@ impl Downloader {
         match status {
             200 | 206 | 416 => {}
             404 | 410 => return Err(DownloadError::Gone),
+            401 | 403 => return Err(DownloadError::Refused(status)),
             _ => {
                 let message = format!("provider responded with status {status}");
                 return Err(DownloadError::Failed(message));
@@ -172,13 +229,14 @@ impl Downloader {
         let content_type = content_type.and_then(|value| value.to_str().ok());
         let head = DownloadHead {
             status,
+            path: url.path().to_owned(),
             content_type: content_type.map(str::to_owned),
             length: response.content_length(),
             headers: forwarded.collect(),
         };
         Ok(Download {
             head,
-            body: forward_body(response, self.stall_timeout, permit),
+            body: forward_body(response, (self.stall_timeout, self.reader_timeout), permit),
         })
     }
 }
@@ -210,15 +268,10 @@ fn redirect_target(url: &Url, response: &reqwest::Response) -> Option<Url> {
     is_redirect.then(|| url.join(location).ok()).flatten()
 }
 
-/// Returns whether a URL uses https and its host is a name or a public address.
-fn is_public_https(url: &Url) -> bool {
-    AddressPolicy::default().check(url).is_ok()
-}
-
 /// Reads the response one chunk ahead of the receiver, until either side ends or stalls.
 fn forward_body(
     mut response: reqwest::Response,
-    stall_timeout: Duration,
+    (stall_timeout, reader_timeout): (Duration, Duration),
     permit: OwnedSemaphorePermit,
 ) -> Body {
     let (sender, receiver) = mpsc::channel(1);
@@ -231,7 +284,7 @@ fn forward_body(
             };
             let Ok(Ok(chunk)) = chunk else { return };
             let is_last = chunk.is_none();
-            let sent = timeout(stall_timeout, sender.send(chunk)).await;
+            let sent = timeout(reader_timeout, sender.send(chunk)).await;
             if is_last || !matches!(sent, Ok(Ok(()))) {
                 return;
             }

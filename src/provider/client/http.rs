@@ -13,7 +13,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value as Json;
 use url::Url;
 
-use crate::egress::{AddressPolicy, ClientBuildError, build, client_builder, describe};
+use crate::egress::{ClientBuildError, build, client_builder, describe};
 use crate::provider::spec::request_spec::Method;
 
 /// Timeout of a request, from connecting to the end of the response.
@@ -31,8 +31,6 @@ pub struct HttpClient {
     unpooled: reqwest::Client,
     /// For downloads from the provider's own origin.
     pub(super) downloads: reqwest::Client,
-    /// For downloads from other hosts. Connects to public addresses only.
-    pub(super) public_downloads: reqwest::Client,
 }
 
 /// A request to a provider. Its headers contain keys, so it must not be logged.
@@ -68,13 +66,10 @@ impl HttpClient {
     /// Returns [`ClientBuildError`] if the TLS roots of the system are unusable.
     pub fn new() -> Result<Self, ClientBuildError> {
         let requests = || client_builder().timeout(REQUEST_TIMEOUT);
-        let downloads = || client_builder().no_gzip();
-        let resolver = AddressPolicy::default().resolver(true);
         Ok(Self {
             pooled: build(requests())?,
             unpooled: build(requests().pool_max_idle_per_host(0))?,
-            downloads: build(downloads())?,
-            public_downloads: build(downloads().dns_resolver(resolver))?,
+            downloads: build(client_builder().no_gzip())?,
         })
     }
 
@@ -211,6 +206,35 @@ impl Fetch for Fetcher {
             200 if response.body.len() <= max_bytes => Ok(response.body),
             200 => Err(FetchError("key set is too large".to_owned())),
             status => Err(FetchError(format!("key set request got status {status}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio_rustls::LazyConfigAcceptor;
+    use tokio_rustls::rustls::server::Acceptor;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_offer_http_1_only() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let http = HttpClient::new().unwrap();
+        for client in [&http.pooled, &http.unpooled, &http.downloads] {
+            let client = client.clone();
+            let request = client.get(format!("https://127.0.0.1:{port}/"));
+            let request = tokio::spawn(request.send());
+            let (stream, _) = listener.accept().await.unwrap();
+            let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
+            let hello = hello.unwrap();
+            let offered = hello.client_hello().alpn().into_iter().flatten();
+            let offered: Vec<Vec<u8>> = offered.map(<[u8]>::to_vec).collect();
+            assert!(offered.iter().all(|it| it == b"http/1.1"), "{offered:?}");
+            drop(hello);
+            assert!(request.await.unwrap().is_err());
         }
     }
 }

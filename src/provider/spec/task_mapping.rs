@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::error_rules::{ErrorDetails, ErrorRules};
 use super::expression::Expression;
 use super::value::{boolean, integer, items, number, text, timestamp};
-use crate::job::{Cost, Job, MAX_TASK_ID_BYTES, Output, Status, StatusReport};
+use crate::job::{Cost, Job, MAX_TASK_ID_BYTES, Output, OutputSource, Status, StatusReport};
 use crate::time::Time;
 
 /// A task and its state at the provider.
@@ -57,7 +57,7 @@ pub(crate) struct TaskMapping {
     stage: Option<Expression>,
     eta_seconds: Option<Expression>,
     /// A list of URLs, or of mappings with `url`, `type` or `content_type`, `duration`,
-    /// `expires_at`, `watermark_url`, `nsfw` and `private`.
+    /// `expires_at`, `watermark_url`, `nsfw` and `private`. Instead of `url`, a mapping can have `base64`.
     outputs: Option<Expression>,
     /// How long the provider keeps an output without `expires_at`.
     #[serde(default, with = "humantime_serde")]
@@ -97,7 +97,7 @@ impl TaskMapping {
             };
             rules.failure(details, task).0
         });
-        let (outputs, private_urls) = self.outputs(task);
+        let (outputs, output_sources) = self.outputs(task);
         let findings = value(&self.moderation).map(|list| items(&list));
         let report = StatusReport {
             status,
@@ -106,7 +106,7 @@ impl TaskMapping {
             stage: string(&self.stage),
             eta_seconds: value(&self.eta_seconds).as_ref().and_then(number),
             outputs,
-            private_urls,
+            output_sources,
             cost: value(&self.cost).as_ref().and_then(cost),
             moderation: findings.iter().flatten().filter_map(text).collect(),
             error,
@@ -122,29 +122,32 @@ impl TaskMapping {
         })
     }
 
-    /// Returns the outputs of a task, and the URLs of those that need the API key. The second list
+    /// Returns the outputs of a task, and the sources of those that need the API key. The second list
     /// is empty if there are none, else it has an entry for each output.
-    fn outputs(&self, task: &Value) -> (Vec<Output>, Vec<Option<String>>) {
+    fn outputs(&self, task: &Value) -> (Vec<Output>, Vec<Option<OutputSource>>) {
         let list = |expression: &Option<Expression>| match expression {
             Some(expression) => items(&expression.evaluate(task)),
             None => Vec::new(),
         };
         let nsfw = list(&self.nsfw);
         let default_expiry = self.output_lifetime.map(|lifetime| Time::now() + lifetime);
-        let (mut outputs, mut private_urls) = (Vec::new(), Vec::new());
+        let (mut outputs, mut sources) = (Vec::new(), Vec::new());
         for (index, item) in list(&self.outputs).iter().enumerate() {
             let Some((mut output, is_private)) = output(item) else {
                 continue;
             };
             output.nsfw = output.nsfw.or(nsfw.get(index).and_then(boolean));
             output.expires_at = output.expires_at.or(default_expiry);
-            private_urls.push(is_private.then(|| std::mem::take(&mut output.url)));
+            sources.push(is_private.then(|| OutputSource {
+                url: std::mem::take(&mut output.url),
+                is_private,
+            }));
             outputs.push(output);
         }
-        if private_urls.iter().all(Option::is_none) {
-            private_urls.clear();
+        if sources.iter().all(Option::is_none) {
+            sources.clear();
         }
-        (outputs, private_urls)
+        (outputs, sources)
     }
 }
 
@@ -166,17 +169,14 @@ fn output(item: &Value) -> Option<(Output, bool)> {
     let url = if item.kind() == ValueKind::String {
         text(item)
     } else {
-        text(&field(item, "url"))
+        text(&field(item, "url")).or_else(|| inline_url(item))
     }?;
-    let kind_by_content_type = || {
-        let content_type = text(&field(item, "content_type"))?;
-        let (kind, _) = content_type.split_once('/')?;
-        matches!(kind, "video" | "image" | "audio").then(|| kind.to_owned())
-    };
+    let kind_by_content_type =
+        || media_kind(&text(&field(item, "content_type"))?).map(str::to_owned);
     let output = Output {
         kind: text(&field(item, "type"))
             .or_else(kind_by_content_type)
-            .unwrap_or_else(|| kind_by_extension(&url).to_owned()),
+            .unwrap_or_else(|| kind_by_url(&url).to_owned()),
         duration: number(&field(item, "duration")),
         expires_at: timestamp(&field(item, "expires_at")),
         watermark_url: text(&field(item, "watermark_url")),
@@ -186,7 +186,24 @@ fn output(item: &Value) -> Option<(Output, bool)> {
     Some((output, field(item, "private").is_true()))
 }
 
-fn kind_by_extension(url: &str) -> &'static str {
+/// Returns a `data:` URL for an output whose content is in the field `base64`.
+fn inline_url(item: &Value) -> Option<String> {
+    let content_type = text(&field(item, "content_type")).unwrap_or_default();
+    let content = text(&field(item, "base64"))?;
+    Some(format!("data:{content_type};base64,{content}"))
+}
+
+/// Returns the type of an output with this content type, or `None` if it is not media.
+fn media_kind(content_type: &str) -> Option<&'static str> {
+    let (kind, _) = content_type.split_once('/')?;
+    let mut kinds = ["video", "image", "audio"].into_iter();
+    kinds.find(|known| *known == kind)
+}
+
+fn kind_by_url(url: &str) -> &'static str {
+    if let Some(inline) = url.strip_prefix("data:") {
+        return media_kind(inline).unwrap_or("file");
+    }
     let path = url.split(['?', '#']).next().unwrap_or(url);
     let extension = path.rsplit('.').next().unwrap_or_default().to_lowercase();
     match extension.as_str() {
@@ -275,6 +292,14 @@ mod tests {
         assert_eq!(
             kinds(json!([{ "url": "u", "type": "file" }, { "id": 1 }, null, 5])),
             one("file", "u")
+        );
+        assert_eq!(
+            kinds(json!([{ "base64": "AAAA", "content_type": "image/png" }])),
+            one("image", "data:image/png;base64,AAAA")
+        );
+        assert_eq!(
+            kinds(json!(["data:audio/wav;base64,AAAA"])),
+            one("audio", "data:audio/wav;base64,AAAA")
         );
         assert_eq!(kinds(json!(5)), []);
         assert_eq!(kinds(json!(null)), []);

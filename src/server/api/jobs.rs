@@ -9,8 +9,10 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::outputs::archived::{JobWithArchive, with_archive};
 use crate::admission::AdmissionError;
 use crate::cancellation::{CancelError, CancelService};
+use crate::destinations::archive::Archive;
 use crate::hub::Hub;
 use crate::job::{Job, JobId, Status};
 use crate::links::Links;
@@ -47,6 +49,7 @@ pub struct LongPollQuery {
 pub async fn show(
     caller: Caller,
     store: web::Data<dyn Store>,
+    archive: Option<web::Data<Archive>>,
     hub: web::Data<Hub>,
     drain: web::Data<Drain>,
     limits: web::Data<ConnectionLimits>,
@@ -87,10 +90,11 @@ pub async fn show(
     if since.is_some_and(|since| job.version <= since) {
         return Ok(HttpResponse::NotModified().insert_header(etag).finish());
     }
+    let body = with_archive(&**store, archive.as_ref(), vec![job]).await?;
     Ok(HttpResponse::Ok()
         .insert_header(etag)
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(job))
+        .json(body.first()))
 }
 
 /// Returns the highest version among the tags of an `If-None-Match` header. `*` matches every version.
@@ -128,7 +132,7 @@ async fn wait_for_newer(
 
 #[derive(Serialize)]
 struct JobListBody {
-    jobs: Vec<Arc<Job>>,
+    jobs: Vec<JobWithArchive>,
     next_cursor: Option<JobId>,
 }
 
@@ -144,6 +148,7 @@ pub struct ListParams {
 pub async fn list(
     caller: Caller,
     store: web::Data<dyn Store>,
+    archive: Option<web::Data<Archive>>,
     Query(query): Query<ListParams>,
 ) -> Result<HttpResponse, Problem> {
     let limit = query.limit.unwrap_or(DEFAULT_PAGE_SIZE);
@@ -187,6 +192,7 @@ pub async fn list(
     jobs.truncate(limit);
     let last = jobs.last().filter(|_| has_next_page);
     let next_cursor = last.map(|job| job.id.clone());
+    let jobs = with_archive(&**store, archive.as_ref(), jobs).await?;
     Ok(HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .json(JobListBody { jobs, next_cursor }))

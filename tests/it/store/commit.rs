@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use progress_hub::job::{BudgetWindow, InternalState, JobId, QueueCharge, Reservation};
+use progress_hub::job::{
+    BudgetWindow, InternalState, JobId, OutputSource, QueueCharge, Reservation,
+};
 use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -75,7 +77,13 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
     newer.internal = Arc::new(InternalState {
         request: job.internal.request.clone(),
         handle: json!({"status_url": "https://queue.example/1"}),
-        private_urls: vec![Some("https://api.example/1/content".to_owned()), None],
+        output_sources: vec![
+            Some(OutputSource {
+                url: "https://api.example/1/content".to_owned(),
+                is_private: true,
+            }),
+            None,
+        ],
         success_reported_at: Some(job.created_at),
         reservation: Some(Reservation {
             amount_micros: 70_000,

@@ -299,3 +299,23 @@ fn postponed_attempt_changes_nothing() {
     let postponed = Verdict::Postponed { delay: HOUR };
     assert_eq!(policy().state_after(&state, &postponed, now()), state);
 }
+
+#[test]
+fn failure_of_a_source_concerns_the_delivery_only() {
+    let verdict = Verdict::SourceFailed {
+        error: "status 503".to_owned(),
+    };
+    let progress = progress_after(&waiting(0, false), &verdict);
+    assert_eq!(progress.due_at(), Some(now() + 5 * SECOND));
+    assert_eq!(progress.attempt_count, 1);
+    let manual = progress_after(&waiting(0, true), &verdict);
+    assert_eq!(manual.state, DeliveryState::Failed { at: now() });
+
+    let failing = DestinationState {
+        consecutive_failures: 3,
+        failing_since: Some(now()),
+        ..DestinationState::default()
+    };
+    let state = policy().state_after(&failing, &verdict, now());
+    assert_eq!(state, failing);
+}

@@ -73,19 +73,19 @@ fn auth_headers() -> HeaderMap {
     HeaderMap::from_iter([header])
 }
 
-fn downloader() -> Downloader {
-    Downloader::new(&HttpClient::new().unwrap())
+fn downloader(allow: &[&str]) -> Downloader {
+    let allow = allow.iter().map(|it| it.parse().unwrap());
+    let policy = AddressPolicy::new(allow.collect());
+    Downloader::new(&HttpClient::new().unwrap(), policy).unwrap()
 }
 
-/// Returns a downloader that treats loopback as public.
+/// Returns a downloader that also connects to loopback.
 fn unrestricted_downloader(stall_timeout: Duration, max_concurrent: usize) -> Downloader {
-    let downloader = downloader();
     Downloader {
-        public_client: downloader.provider_client.clone(),
-        is_allowed: |_| true,
         stall_timeout,
+        reader_timeout: stall_timeout,
         permits: Arc::new(Semaphore::new(max_concurrent)),
-        ..downloader
+        ..downloader(&["127.0.0.0/8"])
     }
 }
 
@@ -150,6 +150,7 @@ async fn api_key_is_not_sent_after_a_cross_origin_redirect() {
         .unwrap();
     let head = &download.head;
     assert_eq!((head.status, head.length), (200, Some(4)));
+    assert_eq!(head.path, "/c");
     assert_eq!(head.content_type.as_deref(), Some("video/mp4"));
     assert_eq!(read(download.body).await.unwrap(), b"clip");
     let has_key: Vec<bool> = [provider.heads(), other.heads()]
@@ -164,7 +165,7 @@ async fn api_key_is_not_sent_after_a_cross_origin_redirect() {
 async fn redirects_to_private_addresses_are_rejected() {
     let private = TestServer::with_response(COMPLETE.to_owned()).await;
     let port = private.url.port().unwrap();
-    let downloader = downloader();
+    let downloader = downloader(&[]);
     for to in [
         private.url.to_string(),
         format!("https://127.0.0.1:{port}/"),
@@ -282,8 +283,8 @@ async fn response_status_maps_to_download_result() {
         ("416", Ok(416)),
         ("404", Err(DownloadError::Gone)),
         ("410", Err(DownloadError::Gone)),
-        ("401", Err(failed("401"))),
-        ("403", Err(failed("403"))),
+        ("401", Err(DownloadError::Refused(401))),
+        ("403", Err(DownloadError::Refused(403))),
         ("304", Err(failed("304"))),
         ("302", Err(failed("302"))),
         ("429", Err(failed("429"))),
@@ -317,8 +318,44 @@ fn single_ranges_are_forwarded_multiple_are_not() {
     }
 }
 
+#[tokio::test]
+async fn archive_waits_longer_for_its_reader_and_has_a_limit_of_its_own() {
+    let provider = TestServer::with_response(COMPLETE.to_owned()).await;
+    let readers = unrestricted_downloader(Duration::from_millis(50), 1);
+    let archive = readers.for_archive();
+    assert_eq!(archive.reader_timeout, UPLOAD_TIMEOUT);
+    let _first = fetch(&archive, &provider, "a").await.unwrap();
+    let _second = fetch(&archive, &provider, "a").await.unwrap();
+    assert_eq!(readers.permits.available_permits(), 1);
+}
+
+#[tokio::test]
+async fn allowed_networks_are_reached_by_name_and_by_address() {
+    let server = TestServer::with_response(COMPLETE.to_owned()).await;
+    let port = server.url.port().unwrap();
+    let fetch = async |allow: &[&str], host: &str| {
+        let url = format!("http://{host}:{port}/a");
+        let range = RangeRequest::default();
+        let download = downloader(allow).fetch_public(&url, &range).await;
+        download.map(|download| download.head.status)
+    };
+    let loopback = ["127.0.0.0/8", "::1/128"];
+    assert_eq!(fetch(&loopback, "127.0.0.1").await, Ok(200));
+    assert_eq!(fetch(&loopback, "localhost").await, Ok(200));
+    let not_allowed = DownloadError::UrlNotAllowed("must be https and public");
+    assert_eq!(
+        fetch(&["10.0.0.0/8"], "127.0.0.1").await,
+        Err(not_allowed.clone())
+    );
+    assert_eq!(fetch(&[], "localhost").await, Err(not_allowed));
+    let error = "host has an address that is not allowed".to_owned();
+    let error = DownloadError::Failed(error);
+    assert_eq!(fetch(&["10.0.0.0/8"], "localhost").await, Err(error));
+}
+
 #[test]
 fn external_urls_must_be_https_and_public() {
+    let downloader = downloader(&[]);
     for (url, expected) in [
         ("https://cdn.example.com/a", true),
         ("https://8.8.8.8:8443/a", true),
@@ -332,6 +369,7 @@ fn external_urls_must_be_https_and_public() {
         ("file:///etc/passwd", false),
         ("data:text/plain,a", false),
     ] {
-        assert_eq!(is_public_https(&url.parse().unwrap()), expected, "{url}");
+        let client = downloader.client_for(&url.parse().unwrap());
+        assert_eq!(client.is_ok(), expected, "{url}");
     }
 }
