@@ -174,7 +174,7 @@ impl Config {
 
     /// Returns the settings by section.
     fn sections(&self) -> Vec<(String, Vec<Setting>)> {
-        let sections: [(&str, &dyn Section); 11] = [
+        let sections: [(&str, &dyn Section); 12] = [
             ("server", &self.server),
             ("auth", &self.auth),
             ("store", &self.store),

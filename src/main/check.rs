@@ -2,6 +2,7 @@
 
 use clap::Args;
 use progress_hub::destinations::Destinations;
+use progress_hub::destinations::archive::Archive;
 
 use crate::arguments::ConfigArgs;
 use crate::error::UsageError;
@@ -24,7 +25,14 @@ pub(crate) async fn run(args: CheckArgs) -> anyhow::Result<()> {
     }
     if args.online {
         let destinations = Destinations::load(&config).map_err(UsageError::from)?;
-        destinations.check().await.map_err(UsageError::from)?;
+        let archive = Archive::open(&config.archive).map_err(UsageError::from)?;
+        let mut errors = destinations.check().await.err().unwrap_or_default();
+        if let Some(archive) = archive {
+            errors.extend(archive.check().await.err());
+        }
+        if !errors.is_empty() {
+            return Err(UsageError::from(errors).into());
+        }
     }
     print(&config.to_redacted_toml())
 }

@@ -392,7 +392,6 @@ impl TestAppBuilder {
     /// Starts the built binary in a process of its own, so that a test can kill it.
     pub async fn spawn_process(self, arguments: &[&str]) -> TestApp {
         let has_log_reader = self.has_log_reader;
-        let environment = self.environment.clone();
         let ulimit = self.open_files.as_ref().map(|limit| match limit {
             OpenFiles::Soft(files) => format!("ulimit -Sn {files}"),
             OpenFiles::Hard(files) => format!("ulimit -n {files}"),
@@ -415,7 +414,7 @@ impl TestAppBuilder {
                 shell
             }
         };
-        command.arg("serve").args(arguments).envs(environment);
+        command.arg("serve").args(arguments);
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }

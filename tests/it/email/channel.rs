@@ -66,6 +66,7 @@ async fn deliver(channel: &EmailChannel) -> Outcome {
 fn error(outcome: &Outcome) -> &str {
     match &outcome.verdict {
         Verdict::Failed { error, .. }
+        | Verdict::SourceFailed { error }
         | Verdict::Rejected { error }
         | Verdict::Misconfigured { error } => error,
         Verdict::Delivered { .. } | Verdict::Gone | Verdict::Postponed { .. } => {
