@@ -92,7 +92,11 @@ mod tests {
             secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
         ];
         let sign = |secrets: &[SigningSecret]| webhook_signature(secrets, "id", 1, b"body");
-        let both = format!("{} {}", sign(&[new.clone()]), sign(&[old.clone()]));
+        let both = format!(
+            "{} {}",
+            sign(std::slice::from_ref(&new)),
+            sign(std::slice::from_ref(&old))
+        );
         assert_eq!(sign(&[new, old]), both);
     }
 
