@@ -118,7 +118,7 @@ impl Sender {
             }
         }
         match self.client.post(url, headers, body).await {
-            Ok(reply) => outcome(reply),
+            Ok(reply) => outcome(&reply),
             Err(error) => Outcome {
                 status: None,
                 verdict: Verdict::Failed {
@@ -131,7 +131,7 @@ impl Sender {
 }
 
 /// Returns the outcome of a request that was answered.
-fn outcome(reply: Reply) -> Outcome {
+fn outcome(reply: &Reply) -> Outcome {
     let failed = |error, retry_after| Verdict::Failed { error, retry_after };
     let status = reply.status;
     let verdict = match status {
