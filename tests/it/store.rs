@@ -14,6 +14,7 @@ mod close;
 mod commit;
 mod create;
 mod outbox;
+mod outbox_model;
 mod queues;
 mod read;
 mod redis;
@@ -121,6 +122,9 @@ macro_rules! store_test_suite {
                 ended_deliveries_are_deleted_with_their_job,
                 waiting_deliveries_are_deleted_after_their_retention,
                 final_delivery_survives_concurrent_updates_and_attempts,
+            }
+            outbox_model::{
+                random_operations_match_a_model,
             }
             queues::{
                 due_jobs_are_claimed_in_order_of_due_time,
