@@ -80,6 +80,53 @@ async fn endpoint_receives_the_selected_events_of_the_selected_owners() {
     assert!(types.into_iter().all(|kind| kind == "job.failed"));
 }
 
+/// Chat services have formats of their own. The signature covers the rendered body.
+#[tokio::test(flavor = "multi_thread")]
+async fn body_is_rendered_from_the_template_of_the_endpoint() {
+    let (slack, ntfy) = (Receiver::start().await, Receiver::start().await);
+    let app = hub()
+        .endpoint("slack", &slack.url)
+        .set(
+            "webhooks.slack.body",
+            r#"{"text": "{{ job.metadata.title }}: {{ job.status }}"}"#,
+        )
+        .endpoint("ntfy", &ntfy.url)
+        .set(
+            "webhooks.ntfy.headers",
+            r#"{ content-type = "text/plain", title = "Video" }"#,
+        )
+        .set("webhooks.ntfy.body", "{{ job.metadata.title }} {{ event }}")
+        .spawn()
+        .await;
+    let title = "\"quoted\"\nand } {{ braces }}";
+    let worker = app.token("worker", "jobs:publish");
+    let body = json!({ "owner": "alice", "metadata": { "title": title } });
+    let register = app.request_with_token(Method::POST, "/v1/jobs", &worker);
+    let job = send(register.json(&body)).await.body;
+    let id = job["id"].as_str().unwrap();
+    app.push_update(id, json!({ "status": "succeeded" })).await;
+    let message = slack.wait_for_count(1).await.remove(0);
+    assert_eq!(
+        message.body(),
+        json!({ "text": format!("{title}: succeeded") })
+    );
+    assert_eq!(message.header("content-type"), "application/json");
+    let text = ntfy.wait_for_count(1).await.remove(0);
+    assert_eq!(text.raw, format!("{title} job.succeeded"));
+    assert_eq!(text.header("content-type"), "text/plain");
+    assert_eq!(text.header("title"), "Video");
+    assert!(message.is_signed_with(SECRET) && text.is_signed_with(SECRET));
+    // The test of a destination renders a sample.
+    for (name, receiver) in [("slack", &slack), ("ntfy", &ntfy)] {
+        assert_eq!(
+            operate(&app, name, "test").await["delivered"],
+            true,
+            "{name}"
+        );
+        receiver.wait_for_count(2).await;
+    }
+}
+
 on_each_engine! {
     only_the_newest_version_of_a_job_waits(engine) {
         let server = engine.start().await;

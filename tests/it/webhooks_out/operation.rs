@@ -2,7 +2,7 @@
 
 use super::receiver::{Receiver, Reply};
 use super::*;
-use crate::command_line::{out, run};
+use crate::command_line::{err, out, run};
 
 on_each_engine! {
     disabled_destination_holds_deliveries_until_it_is_enabled(engine) {
@@ -202,6 +202,35 @@ async fn removed_destination_keeps_its_deliveries() {
     let response = as_admin(&app, Method::POST, &path).await;
     assert_eq!(response.status, 409);
     assert_eq!(response.body["code"], "destination_not_configured");
+}
+
+#[test]
+fn check_reports_invalid_endpoints_by_their_keys() {
+    let check = run(&[
+        "check",
+        "--set",
+        "auth.hs256_secrets=a test secret that is long enough for HS256",
+        "--set",
+        "webhooks.app.url=https://app.example.com/secret-path",
+        "--set",
+        &format!("webhooks.app.secrets={SECRET}"),
+        "--set",
+        "webhooks.app.body={\"text\": {{ job.stauts }}",
+        "--set",
+        "webhooks.other.url=https://127.1/secret-path",
+        "--set",
+        "webhooks.other.secrets=secret-value",
+    ]);
+    assert_eq!(check.status.code(), Some(2));
+    let reported = err(&check);
+    for key in [
+        "webhooks.app.body: ",
+        "webhooks.other.url: ",
+        "webhooks.other.secrets: ",
+    ] {
+        assert!(reported.contains(key), "{key} in {reported}");
+    }
+    assert!(!reported.contains("secret-"), "{reported}");
 }
 
 const PATH: &str = "/services/T0001/B0001/secret-of-the-path";
