@@ -81,10 +81,6 @@ pub struct AdminListener;
 
 /// `GET /metrics`: metrics in the OpenMetrics text format. The public listener returns balances and
 /// spending only to an admin. The admin listener verifies no tokens and always returns them.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the arguments list exactly what the handler uses"
-)]
 pub async fn metrics(
     caller: Result<Caller, Problem>,
     metrics: web::Data<Metrics>,
