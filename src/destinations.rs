@@ -3,6 +3,7 @@
 //! A [`Channel`] selects the deliveries to its destination and performs them. When they are performed
 //! is decided by `background::delivery`.
 
+pub mod email;
 pub mod template;
 mod webhook;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::Notify;
 use wildmatch::WildMatch;
@@ -44,6 +46,13 @@ pub trait Channel: Send + Sync + 'static {
     /// Checks whether the destination accepts deliveries, by sending it a test. Returns `None` if
     /// that is not possible without a job. The duration is bounded.
     async fn test(&self) -> Option<Outcome>;
+
+    /// Checks from this machine whether deliveries can succeed, without delivering anything. The
+    /// duration is bounded.
+    ///
+    /// # Errors
+    /// What is wrong, with the key of the setting concerned.
+    async fn check(&self) -> Result<(), ConfigError>;
 }
 
 /// A limit on the number of deliveries in a window of time. A delivery beyond it is rejected.
@@ -173,9 +182,13 @@ impl Destinations {
     /// # Errors
     /// All errors, each with its configuration key.
     pub fn load(config: &Config) -> Result<Self, Vec<ConfigError>> {
-        let (webhooks, errors) = webhook::load(config);
+        let (mut destinations, mut errors) = webhook::load(config);
+        match email::load(&config.email) {
+            Ok(email) => destinations.extend(email),
+            Err(found) => errors.extend(found),
+        }
         if errors.is_empty() {
-            Ok(Self::new(webhooks))
+            Ok(Self::new(destinations))
         } else {
             Err(errors)
         }
@@ -209,6 +222,22 @@ impl Destinations {
         self.iter()
             .flat_map(|destination| destination.channel.deliveries(job, event))
             .collect()
+    }
+
+    /// Checks from this machine whether the destinations can work, without delivering anything. The
+    /// duration is bounded.
+    ///
+    /// # Errors
+    /// All errors, each with the key of the setting concerned.
+    pub async fn check(&self) -> Result<(), Vec<ConfigError>> {
+        let checks = self.iter().map(|destination| destination.channel.check());
+        let errors = join_all(checks).await.into_iter().filter_map(Result::err);
+        let errors: Vec<ConfigError> = errors.collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     /// Wakes the destinations of deliveries that were added to the outbox.

@@ -11,6 +11,8 @@ mod commands;
 mod layers;
 #[path = "docs/markdown.rs"]
 mod markdown;
+#[path = "docs/templates.rs"]
+mod templates;
 
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
@@ -66,6 +68,7 @@ commands! {
     run_multiple_nodes: "docs/how-to/run-multiple-nodes.md",
     send_webhooks: "docs/how-to/send-webhooks.md",
     sse: "docs/reference/sse.md",
+    send_email: "docs/how-to/send-email.md",
     submit_without_duplicates: "docs/how-to/submit-without-duplicates.md",
     troubleshoot: "docs/how-to/troubleshoot.md",
 }

@@ -254,6 +254,14 @@ impl Channel for Endpoint {
         let delivery = message::test(&self.name);
         Some(self.deliver(&delivery).await)
     }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        let resolved = self.sender.client.resolve(&self.url).await;
+        resolved.map_err(|message| ConfigError {
+            key: format!("webhooks.{}.url", self.name),
+            message,
+        })
+    }
 }
 
 /// The URLs of submissions on one host.
@@ -303,6 +311,17 @@ impl Channel for SubmittedUrls {
 
     async fn test(&self) -> Option<Outcome> {
         None
+    }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        let resolved = match Url::parse(&format!("https://{}", self.host)) {
+            Ok(url) => self.sender.client.resolve(&url).await,
+            Err(error) => Err(error.to_string()),
+        };
+        resolved.map_err(|message| ConfigError {
+            key: "webhook_defaults.hosts".to_owned(),
+            message: format!("{}: {message}", self.host),
+        })
     }
 }
 

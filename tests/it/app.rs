@@ -35,6 +35,7 @@ pub struct TestAppBuilder {
     data_dir: Option<TempDir>,
     has_log_reader: bool,
     open_files: Option<OpenFiles>,
+    environment: Vec<(String, String)>,
 }
 
 /// Limit on the open files of a process, as set by `ulimit`.
@@ -93,6 +94,7 @@ impl TestApp {
             data_dir: None,
             has_log_reader: true,
             open_files: None,
+            environment: Vec::new(),
         }
     }
 
@@ -359,6 +361,12 @@ impl TestAppBuilder {
         self
     }
 
+    /// Sets an environment variable of [`TestAppBuilder::spawn_process`].
+    pub fn environment(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
     /// Starts the hub in this process.
     pub async fn spawn(self) -> TestApp {
         let (config, _, mut app) = self.prepare();
@@ -374,6 +382,7 @@ impl TestAppBuilder {
     /// Starts the built binary in a process of its own, so that a test can kill it.
     pub async fn spawn_process(self, arguments: &[&str]) -> TestApp {
         let has_log_reader = self.has_log_reader;
+        let environment = self.environment.clone();
         let ulimit = self.open_files.as_ref().map(|limit| match limit {
             OpenFiles::Soft(files) => format!("ulimit -Sn {files}"),
             OpenFiles::Hard(files) => format!("ulimit -n {files}"),
@@ -395,7 +404,7 @@ impl TestAppBuilder {
                 shell
             }
         };
-        command.arg("serve").args(arguments);
+        command.arg("serve").args(arguments).envs(environment);
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }

@@ -23,6 +23,7 @@ mod crash_during_submit;
 mod custom_specs;
 mod demo;
 mod drain;
+mod email;
 mod fan_out;
 mod health_check;
 mod heartbeat;

@@ -90,6 +90,8 @@ macro_rules! store_test_suite {
                 sweep_deletes_ended_windows,
                 queued_jobs_count_across_midnight,
                 earlier_windows_count_toward_the_limit,
+                key_is_charged_once_up_to_the_limit,
+                concurrent_charges_never_exceed_the_limit,
             }
             buffered_updates::{
                 updates_of_an_unknown_task_are_buffered_in_order,

@@ -24,7 +24,7 @@ pub const OLD_SECRET: &str = "whsec_b2xkZXIgb3V0Ym91bmQgc2VjcmV0IG9mIHRlc3Rz";
 const RETRIES: &str = r#"["20ms", "20ms", "20ms", "20ms", "20ms", "20ms"]"#;
 
 /// Returns a hub that may send webhooks to loopback and repeats failed attempts soon.
-fn hub() -> TestAppBuilder {
+pub fn hub() -> TestAppBuilder {
     TestApp::builder()
         .set("webhook_defaults.allow", "127.0.0.0/8")
         .set("deliveries.retries", RETRIES)
@@ -45,7 +45,7 @@ impl WithEndpoint for TestAppBuilder {
 
 /// A store engine that a test runs on.
 #[derive(Clone, Copy, Debug)]
-enum Engine {
+pub enum Engine {
     Sqlite,
     Redis,
 }
@@ -71,13 +71,14 @@ macro_rules! on_each_engine {
         }
     )+};
 }
-use on_each_engine;
+pub use foreign_libraries::skip;
+pub(crate) use on_each_engine;
 
 /// The server of an engine that needs one.
-struct EngineServer(Option<RedisServer>);
+pub struct EngineServer(Option<RedisServer>);
 
 impl Engine {
-    async fn start(self) -> EngineServer {
+    pub async fn start(self) -> EngineServer {
         EngineServer(match self {
             Self::Sqlite => None,
             Self::Redis => Some(RedisServer::start().await),
@@ -87,7 +88,7 @@ impl Engine {
 
 impl EngineServer {
     /// Lets a hub use the engine.
-    fn configure(&self, hub: TestAppBuilder) -> TestAppBuilder {
+    pub fn configure(&self, hub: TestAppBuilder) -> TestAppBuilder {
         match &self.0 {
             Some(redis) => hub.set("store.url", redis.url()),
             None => hub,
@@ -96,20 +97,20 @@ impl EngineServer {
 }
 
 /// Registers a worker's job and ends it. Returns its id.
-async fn finish_job(app: &TestApp, owner: &str) -> String {
+pub async fn finish_job(app: &TestApp, owner: &str) -> String {
     let id = app.register_worker_job(owner).await;
     let pushed = app.push_update(&id, json!({ "status": "succeeded" })).await;
     assert_eq!(pushed.body["applied"], true, "{}", pushed.body);
     id
 }
 
-async fn as_admin(app: &TestApp, method: Method, path: &str) -> TestResponse {
+pub async fn as_admin(app: &TestApp, method: Method, path: &str) -> TestResponse {
     let token = app.token("operator", "admin");
     send(app.request_with_token(method, path, &token)).await
 }
 
 /// Returns the deliveries that match a query, newest first.
-async fn deliveries(app: &TestApp, query: &str) -> Vec<Value> {
+pub async fn deliveries(app: &TestApp, query: &str) -> Vec<Value> {
     let path = format!("/v1/deliveries?limit=200&{query}");
     let response = as_admin(app, Method::GET, &path).await;
     assert_eq!(response.status, 200, "{}", response.body);
@@ -117,7 +118,7 @@ async fn deliveries(app: &TestApp, query: &str) -> Vec<Value> {
 }
 
 /// Waits until the only delivery of a job to a destination satisfies a condition, and returns it.
-async fn wait_for_delivery(
+pub async fn wait_for_delivery(
     app: &TestApp,
     job: &str,
     destination: &str,
@@ -135,7 +136,7 @@ async fn wait_for_delivery(
     .await
 }
 
-async fn destination(app: &TestApp, name: &str) -> Value {
+pub async fn destination(app: &TestApp, name: &str) -> Value {
     let response = as_admin(app, Method::GET, "/v1/destinations").await;
     assert_eq!(response.status, 200, "{}", response.body);
     let all = response.body["destinations"].as_array().unwrap();
@@ -143,7 +144,7 @@ async fn destination(app: &TestApp, name: &str) -> Value {
     found.expect("the destination is listed").clone()
 }
 
-async fn wait_for_destination(
+pub async fn wait_for_destination(
     app: &TestApp,
     name: &str,
     is_done: impl Fn(&Value) -> bool,
@@ -155,7 +156,7 @@ async fn wait_for_destination(
 }
 
 /// Calls `test`, `enable` or `disable` of a destination.
-async fn operate(app: &TestApp, name: &str, operation: &str) -> Value {
+pub async fn operate(app: &TestApp, name: &str, operation: &str) -> Value {
     let path = format!("/v1/destinations/{name}/{operation}");
     let response = as_admin(app, Method::POST, &path).await;
     assert_eq!(response.status, 200, "{}", response.body);

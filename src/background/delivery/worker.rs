@@ -9,13 +9,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::policy::{Admission, DeliveryPolicy, admission};
-use crate::destinations::{Destination, Verdict};
+use crate::destinations::{Destination, Outcome, Quota, Verdict};
 use crate::job::JobId;
 use crate::outbox::{
     Attempt, Delivery, DeliveryId, DeliveryState, DestinationState, MAX_ATTEMPT_ERROR_CHARS,
     Progress,
 };
-use crate::store::{self, Store};
+use crate::store::{self, BudgetEntry, Store};
 use crate::telemetry::{AttemptOutcome, Metrics};
 use crate::time::{Time, exponential_backoff, random_jitter};
 use crate::tracker::MAX_IDLE;
@@ -302,7 +302,13 @@ impl Shared {
     /// Performs an attempt and records its result.
     async fn attempt(&self, delivery: &Delivery) -> Verdict {
         let (at, started) = (Time::now(), Instant::now());
-        let outcome = self.destination.channel.deliver(delivery).await;
+        let outcome = match self.exceeded_quota(delivery).await {
+            Some(verdict) => Outcome {
+                status: None,
+                verdict,
+            },
+            None => self.destination.channel.deliver(delivery).await,
+        };
         let error = outcome.verdict.error();
         let attempt = Attempt {
             at,
@@ -321,6 +327,36 @@ impl Shared {
         log_attempt(delivery, &progress, verdict.error());
         self.record(&delivery.id, progress).await;
         verdict
+    }
+
+    /// Counts a delivery for the quota of its channel, once. Returns a verdict if the delivery must not
+    /// be attempted now.
+    async fn exceeded_quota(&self, delivery: &Delivery) -> Option<Verdict> {
+        let quota = self.destination.channel.quota(delivery)?;
+        let Quota {
+            setting,
+            window,
+            limit,
+        } = quota;
+        let entry = BudgetEntry {
+            window: window.name,
+            amount: 1,
+            limit: Some(i64::try_from(limit).unwrap_or(i64::MAX)),
+            earlier_windows: Vec::new(),
+            window_ends_at: window.expires_at,
+        };
+        let id = delivery.id.to_string();
+        let counted = self.store.charge_once(&id, entry, delivery.created_at);
+        match counted.await {
+            Ok(true) => None,
+            Ok(false) => Some(Verdict::Rejected {
+                error: format!("{setting}: the limit of {limit} is reached"),
+            }),
+            Err(error) => {
+                tracing::warn!(delivery.id = %delivery.id, %error, "failed to count delivery");
+                Some(Verdict::Postponed { delay: MAX_IDLE })
+            }
+        }
     }
 
     async fn record(&self, id: &DeliveryId, progress: Progress) {

@@ -6,6 +6,7 @@ use progress_hub::job::{BudgetWindow, InternalState, JobId, QueueCharge, Reserva
 use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;
+use url::Url;
 
 use super::{StoreFixture, bound, commit_job, job_of, next, now, task, video};
 
@@ -91,7 +92,8 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
             },
             amount: 1,
         }],
-        webhook_url: "https://app.example.com/hook".parse().ok(),
+        webhook_url: Some(Url::parse("https://app.example.com/hook").unwrap()),
+        owner_email: Some("ada@example.com".to_owned()),
     });
     fixture.commit(&newer).await;
     let read = fixture.get(&job.id).await.unwrap();

@@ -55,7 +55,7 @@ async fn expect_accepted(program: &Path, script: &str) {
 }
 
 /// Reports that a test cannot run on this machine.
-fn skip(missing: &Path) {
+pub fn skip(missing: &Path) {
     let mut out = std::io::stderr();
     drop(writeln!(
         out,
