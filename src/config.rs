@@ -15,6 +15,7 @@ mod parse;
 mod reader;
 mod sections;
 mod setting;
+mod smtp;
 #[cfg(test)]
 mod tests;
 
@@ -24,11 +25,12 @@ use std::path::Path;
 pub(crate) use parse::is_redis_credential;
 pub use progress_hub_auth::jwt::AuthConfig;
 pub use sections::{
-    ArchiveConfig, Budgets, CallbackConfig, Defaults, DeliveryConfig, ForwardedHeader, Limits,
-    Price, ProviderConfig, ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles, WebhookConfig,
-    WebhookDefaults,
+    ArchiveConfig, Budgets, CallbackConfig, Defaults, DeliveryConfig, EmailConfig, ForwardedHeader,
+    Limits, Price, ProviderConfig, ServerConfig, SocketConfig, StoreConfig, Tier, TlsFiles,
+    WebhookConfig, WebhookDefaults,
 };
 pub use setting::Setting;
+pub use smtp::{Encryption, MailServer};
 
 use layers::Layers;
 use reader::Reader;
@@ -53,6 +55,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[budgets]`: limits of what submitted jobs may cost.
     pub budgets: Budgets,
+    /// `[email]`: mails about jobs.
+    pub email: EmailConfig,
     /// `[archive]`: copies of the outputs.
     pub archive: ArchiveConfig,
     /// `[providers.<name>]`: provider accounts by name, which appears in webhook URLs and in
@@ -160,6 +164,7 @@ impl Config {
             budgets: reader.section("budgets"),
             archive: reader.section("archive"),
             providers: reader.sections_in("providers"),
+            email: reader.section("email"),
             deliveries: reader.section("deliveries"),
             webhook_defaults: reader.section("webhook_defaults"),
             webhooks: reader.sections_in("webhooks"),
@@ -169,7 +174,7 @@ impl Config {
 
     /// Returns the settings by section.
     fn sections(&self) -> Vec<(String, Vec<Setting>)> {
-        let sections: [(&str, &dyn Section); 11] = [
+        let sections: [(&str, &dyn Section); 12] = [
             ("server", &self.server),
             ("auth", &self.auth),
             ("store", &self.store),
@@ -178,6 +183,7 @@ impl Config {
             ("defaults", &self.defaults),
             ("limits", &self.limits),
             ("budgets", &self.budgets),
+            ("email", &self.email),
             ("archive", &self.archive),
             ("deliveries", &self.deliveries),
             ("webhook_defaults", &self.webhook_defaults),

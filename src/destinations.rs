@@ -4,6 +4,8 @@
 //! is decided by `background::delivery`.
 
 pub mod archive;
+pub mod email;
+pub mod template;
 mod webhook;
 
 use std::collections::BTreeMap;
@@ -11,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::Notify;
 use wildmatch::WildMatch;
 
 use crate::config::{Config, ConfigError};
-use crate::job::Job;
+use crate::job::{BudgetWindow, Job};
 use crate::outbox::{Delivery, NewDelivery};
 use crate::telemetry::{AttemptOutcome, DestinationKind};
 
@@ -30,6 +33,11 @@ pub trait Channel: Send + Sync + 'static {
     /// version.
     fn deliveries(&self, job: &Job, event: Event) -> Vec<NewDelivery>;
 
+    /// Returns the quota that a delivery uses up before its first attempt, if there is one.
+    fn quota(&self, _delivery: &Delivery) -> Option<Quota> {
+        None
+    }
+
     /// Returns the maximum number of attempts at the same time.
     fn max_in_flight(&self) -> usize;
 
@@ -39,6 +47,24 @@ pub trait Channel: Send + Sync + 'static {
     /// Checks whether the destination accepts deliveries, by sending it a test. Returns `None` if
     /// that is not possible without a job. The duration is bounded.
     async fn test(&self) -> Option<Outcome>;
+
+    /// Checks from this machine whether deliveries can succeed, without delivering anything. The
+    /// duration is bounded.
+    ///
+    /// # Errors
+    /// What is wrong, with the key of the setting concerned.
+    async fn check(&self) -> Result<(), ConfigError>;
+}
+
+/// A limit on the number of deliveries in a window of time. A delivery beyond it is rejected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// The setting that limits the number.
+    pub setting: &'static str,
+    /// The window in which deliveries are counted.
+    pub window: BudgetWindow,
+    /// Maximum number of deliveries in the window.
+    pub limit: usize,
 }
 
 /// The result of an attempt.
@@ -129,7 +155,7 @@ pub struct Destination {
     pub address: String,
     /// Selects and performs the deliveries.
     pub channel: Box<dyn Channel>,
-    /// Notified when a delivery may be due.
+    /// Notified when a delivery may be due, or the state of the destination was changed.
     pub wakeup: Notify,
 }
 
@@ -164,9 +190,13 @@ impl Destinations {
     /// # Errors
     /// All errors, each with its configuration key.
     pub fn load(config: &Config) -> Result<Self, Vec<ConfigError>> {
-        let (webhooks, errors) = webhook::load(config);
+        let (mut destinations, mut errors) = webhook::load(config);
+        match email::load(&config.email) {
+            Ok(email) => destinations.extend(email),
+            Err(found) => errors.extend(found),
+        }
         if errors.is_empty() {
-            Ok(Self::new(webhooks))
+            Ok(Self::new(destinations))
         } else {
             Err(errors)
         }
@@ -206,6 +236,22 @@ impl Destinations {
         self.iter()
             .flat_map(|destination| destination.channel.deliveries(job, event))
             .collect()
+    }
+
+    /// Checks from this machine whether the destinations can work, without delivering anything. The
+    /// duration is bounded.
+    ///
+    /// # Errors
+    /// All errors, each with the key of the setting concerned.
+    pub async fn check(&self) -> Result<(), Vec<ConfigError>> {
+        let checks = self.iter().map(|destination| destination.channel.check());
+        let errors = join_all(checks).await.into_iter().filter_map(Result::err);
+        let errors: Vec<ConfigError> = errors.collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     /// Wakes the destinations of deliveries that were added to the outbox.

@@ -13,7 +13,7 @@ pub use address::{AddressPolicy, ForbiddenUrl, PolicyResolver};
 pub use host::HostAndPort;
 
 /// Timeout of a TCP and TLS connection attempt.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Headers that the hub or its HTTP client sets.
 const RESERVED_HEADERS: [&str; 9] = [

@@ -41,6 +41,7 @@
 
 pub mod egress; // outgoing HTTP: clients and the addresses they may reach
 pub mod rate_limit; // units per time and client
+pub mod template; // MiniJinja with a limit of steps
 pub mod time; // timestamps and deterministic jitter
 
 pub mod job; // the document, its updates and the transition rules

@@ -1,17 +1,28 @@
-//! The command line: `serve`, `demo`, `token`, `check`, `health`, `load`, `simulator`.
+//! The command line: `serve`, `demo`, `token`, `check`, `health`, `deliveries`, `destinations`, `load`,
+//! `simulator`.
 
 #[path = "main/arguments.rs"]
 mod arguments;
+#[path = "main/check.rs"]
+mod check;
+#[path = "main/deliveries.rs"]
+mod deliveries;
 #[path = "main/demo.rs"]
 mod demo;
+#[path = "main/destinations.rs"]
+mod destinations;
 #[path = "main/error.rs"]
 mod error;
 #[path = "main/health.rs"]
 mod health;
+#[path = "main/hub_api.rs"]
+mod hub_api;
 #[path = "main/load.rs"]
 mod load;
 #[path = "main/simulator.rs"]
 mod simulator;
+#[path = "main/table.rs"]
+mod table;
 #[path = "main/token.rs"]
 mod token;
 
@@ -29,7 +40,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use arguments::{Cli, Command};
+
 use error::{UsageError, bind_error};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Time for background tasks to finish after a command.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -63,14 +78,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             block_on(demo::run(args))
         }
         Command::Token(args) => token::run(args),
-        Command::Check(args) => {
-            let (config, warnings) = args.load_with_warnings()?;
-            for warning in warnings {
-                eprintln!("warning: {warning}");
-            }
-            print(&config.to_redacted_toml())
-        }
+        Command::Check(args) => block_on(check::run(args)),
         Command::Health(args) => block_on(health::run(args)),
+        Command::Deliveries(args) => block_on(deliveries::run(args)),
+        Command::Destinations(args) => block_on(destinations::run(args)),
         Command::Load(args) => {
             let _log = init_logging(LogFormat::Pretty)?;
             block_on(load::run(*args))

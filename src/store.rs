@@ -7,6 +7,7 @@
 mod budgets;
 mod changes;
 mod codec;
+mod job_cache;
 mod jobs;
 mod outbox;
 mod queues;

@@ -8,6 +8,7 @@
 
 import { Cancellable } from './page/cancellable.js';
 import { connectionText, showConnection, showHubInfo } from './page/connection.js';
+import { Destinations } from './page/destinations.js';
 import { $ } from './page/dom.js';
 import { isPendingSubmission, jobErrorText, jobStatus, jobTitle } from './page/labels.js';
 import { JobList } from './page/list.js';
@@ -45,6 +46,7 @@ const session = new Session({
     }
     cancellable.clear();
     providers.clear();
+    destinations.clear();
     list.setLoaded(false);
     signIn.showSignedIn(owner, !session.demo);
     openLinkedJob();
@@ -76,6 +78,13 @@ const list = new JobList({
   editAndResubmit: job => form.fill(job),
   cancels,
   cancellable,
+  deliveries: {
+    read: (job, limit) => (session.isReachable && session.permissions.mayRead(job) ? hub().deliveries({ job: job.id, limit }) : null),
+    redeliver: id => hub().redeliver(id),
+    mayRedeliver: job => session.permissions.mayWrite(job),
+    now: () => session.now(),
+  },
+  readJob: id => hub().job(id),
   stateOf: job => ({ limitedProvider: isPendingSubmission(job) ? providers.limited(job.provider) : null, isCancelling: cancels.isPending(job) }),
 }, {
   onCard: card => selectedJob.onCard(card),
@@ -103,6 +112,15 @@ const providers = new Providers({
   announce: (name, message) => liveRegion.announce(`provider ${name}`, message),
 });
 
+const destinations = new Destinations({
+  read: () => (session.isReachable && session.permissions.isAdmin ? hub().destinations() : null),
+  test: name => hub().testDestination(name),
+  enable: name => hub().enableDestination(name),
+  disable: name => hub().disableDestination(name),
+  now: () => session.now(),
+  announce: (name, message) => liveRegion.announce(`destination ${name}`, message),
+});
+
 const selectedJob = new SelectedJob();
 const signIn = new SignIn(session);
 const liveRegion = new LiveRegion($('#live-region'));
@@ -112,6 +130,7 @@ function onState(state, before) {
   showConnection(state, session.hub !== null);
   if (state.name === 'signed_out') {
     providers.clear();
+    destinations.clear();
     return signIn.showForm(state.reason);
   }
   // Without live updates, the jobs can still be read.
@@ -120,6 +139,7 @@ function onState(state, before) {
   if (state.name === 'live') {
     showHubInfo();
     providers.tick();
+    destinations.tick();
     readJobs();
   }
   if (before.name === 'live') liveRegion.announce('connection', `Connection: ${connectionText(state)}.`);
@@ -145,6 +165,7 @@ $('#notice button').addEventListener('click', () => session.hub?.reconnect());
 setInterval(() => {
   showConnection(session.state, session.hub !== null);
   providers.tick();
+  destinations.tick();
   list.tick();
   form.tick();
 }, TICK_INTERVAL_MS);

@@ -25,6 +25,9 @@
  * @property {string | null} [expires_at] when the URL stops working; null if it does not expire or the time is unknown
  * @property {string} [watermark_url] the same output with a watermark
  * @property {boolean} [nsfw] whether the provider flagged the output as not safe for work
+ * @property {boolean | { bytes?: number }} [archived] whether the archive has a copy; only in responses to HTTP requests, and only
+ *   if the hub has an archive
+ * @property {string} [archive_error] why the last attempt to copy it failed
  */
 /**
  * Why a job failed, why its last attempt failed, or why a succeeded job has no outputs.
@@ -80,6 +83,46 @@
  * @property {{ amount: number, unit: string | null } | null} [balance] credit left on the provider account; null if the
  *   provider does not report it, absent unless the token has the scope `admin`
  */
+/**
+ * One event of a job that the hub sends to a destination.
+ * @typedef {object} Delivery
+ * @property {string} id also the `webhook-id` of a webhook
+ * @property {string} job
+ * @property {number} version version of the job that caused it
+ * @property {string} event `job.created`, `job.updated`, `job.succeeded`, `job.failed` or `job.cancelled`; `output.<n>` for the archive
+ * @property {string} destination name of the destination
+ * @property {string} owner
+ * @property {string | null} address where it is sent, without secrets; null if the destination is no longer configured
+ * @property {'waiting' | 'held' | 'delivered' | 'failed'} state `held`: waits until the destination is enabled or configured again
+ * @property {string} created_at
+ * @property {string | null} next_attempt_at
+ * @property {string | null} ended_at
+ * @property {number} attempt_count attempts that used up the schedule
+ * @property {DeliveryAttempt[]} attempts the last 16, oldest first
+ */
+/**
+ * @typedef {object} DeliveryAttempt
+ * @property {string} at
+ * @property {number} duration_ms
+ * @property {number | null} status HTTP or SMTP status; null if there was no response
+ * @property {string | null} error null if the attempt succeeded
+ */
+/**
+ * A place outside the hub that receives deliveries.
+ * @typedef {object} Destination
+ * @property {string} name
+ * @property {string | null} kind `webhook`, `host`, `email` or `archive`; null if it is no longer configured
+ * @property {string | null} address without secrets; null if it is no longer configured
+ * @property {'active' | 'paused' | 'disabled' | 'unconfigured'} state
+ * @property {number} waiting number of deliveries that wait
+ * @property {number} consecutive_failures
+ * @property {string | null} failing_since
+ * @property {string | null} paused_until
+ * @property {{ at: string, reason: 'gone' | 'failing' | 'manual', recheck_at: string | null } | null} disabled
+ * @property {string | null} last_success_at
+ * @property {string | null} last_error
+ */
+/** @typedef {{ delivered: boolean, status: number | null, duration_ms: number, error: string | null }} TestResult */
 /**
  * State of the connection. `since` and `retryAt` are milliseconds of the local clock.
  *
@@ -374,9 +417,7 @@ export class ProgressHub {
    * @returns {Promise<{ jobs: Job[], next_cursor: string | null }>} one page; `next_cursor` is null on the last page
    */
   async jobs(query = {}) {
-    const search = new URLSearchParams();
-    for (const [key, value] of Object.entries(query)) if (value != null) search.set(key, String(value));
-    return this.#request('GET', `v1/jobs?${search}`);
+    return this.#request('GET', `v1/jobs?${searchOf(query)}`);
   }
 
   /**
@@ -398,6 +439,71 @@ export class ProgressHub {
    */
   async resume(name) {
     return this.#request('POST', `v1/providers/${encodeURIComponent(name)}/resume`);
+  }
+
+  /**
+   * Lists deliveries of the jobs that the token may read, newest first.
+   *
+   * @param {object} [query]
+   * @param {string} [query.job] id of a job
+   * @param {string} [query.destination]
+   * @param {Delivery['state']} [query.state]
+   * @param {number} [query.limit] maximum number of deliveries on the page, from 1 to 200
+   * @param {string} [query.cursor] `next_cursor` of the previous page
+   * @returns {Promise<{ deliveries: Delivery[], next_cursor: string | null }>} one page; `next_cursor` is null on the last page
+   */
+  async deliveries(query = {}) {
+    return this.#request('GET', `v1/deliveries?${searchOf(query)}`);
+  }
+
+  /**
+   * Makes a delivery due now. One that has ended gets a single further attempt, with the same id.
+   *
+   * @param {string} deliveryId
+   * @returns {Promise<Delivery>} the delivery after the request, before the attempt
+   */
+  async redeliver(deliveryId) {
+    return this.#request('POST', `v1/deliveries/${encodeURIComponent(deliveryId)}/redeliver`);
+  }
+
+  /**
+   * Lists all destinations with their state. Needs the scope `admin`, as do the other methods for destinations.
+   *
+   * @returns {Promise<Destination[]>}
+   */
+  async destinations() {
+    const { destinations } = await this.#request('GET', 'v1/destinations');
+    return destinations;
+  }
+
+  /**
+   * Sends a test to a destination, which does not change its state.
+   *
+   * @param {string} name
+   * @returns {Promise<TestResult>} rejects with `not_testable` if the destination has no address of its own
+   */
+  async testDestination(name) {
+    return this.#request('POST', `v1/destinations/${encodeURIComponent(name)}/test`);
+  }
+
+  /**
+   * Makes a destination active: ends a pause, and sends what was held.
+   *
+   * @param {string} name
+   * @returns {Promise<Destination>} the destination after the request
+   */
+  async enableDestination(name) {
+    return this.#request('POST', `v1/destinations/${encodeURIComponent(name)}/enable`);
+  }
+
+  /**
+   * Holds all deliveries to a destination until it is enabled.
+   *
+   * @param {string} name
+   * @returns {Promise<Destination>} the destination after the request
+   */
+  async disableDestination(name) {
+    return this.#request('POST', `v1/destinations/${encodeURIComponent(name)}/disable`);
   }
 
   /**
@@ -949,6 +1055,11 @@ function chunksOf(ids) {
   const chunks = [];
   for (let start = 0; start < ids.length; start += MAX_JOBS_PER_FRAME) chunks.push(ids.slice(start, start + MAX_JOBS_PER_FRAME));
   return chunks;
+}
+
+/** Returns the query string of the parameters that have a value. @param {object} query */
+function searchOf(query) {
+  return new URLSearchParams(Object.entries(query).flatMap(([key, value]) => (value == null ? [] : [[key, String(value)]])));
 }
 
 /** @param {State['name']} name */

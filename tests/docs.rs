@@ -11,6 +11,8 @@ mod commands;
 mod layers;
 #[path = "docs/markdown.rs"]
 mod markdown;
+#[path = "docs/templates.rs"]
+mod templates;
 
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
@@ -21,8 +23,8 @@ use progress_hub::config::Config;
 use progress_hub::protocol::CloseReason;
 use progress_hub::server::ErrorCode;
 use progress_hub::telemetry::{
-    AdmissionRejection, ArchiveFailure, CallOutcome, ConnectionKind, Limit, ProviderOperation,
-    ProviderState, WebhookOutcome,
+    AdmissionRejection, ArchiveFailure, AttemptOutcome, CallOutcome, ConnectionKind,
+    DestinationKind, DestinationStatus, Limit, ProviderOperation, ProviderState, WebhookOutcome,
 };
 use regex_lite::Regex;
 
@@ -65,7 +67,9 @@ commands! {
     receive_webhooks: "docs/how-to/receive-webhooks.md",
     report_from_a_worker: "docs/how-to/report-from-a-worker.md",
     run_multiple_nodes: "docs/how-to/run-multiple-nodes.md",
+    send_webhooks: "docs/how-to/send-webhooks.md",
     sse: "docs/reference/sse.md",
+    send_email: "docs/how-to/send-email.md",
     submit_without_duplicates: "docs/how-to/submit-without-duplicates.md",
     troubleshoot: "docs/how-to/troubleshoot.md",
 }
@@ -301,6 +305,11 @@ fn every_label_value_is_documented() {
         ArchiveFailure::ALL.map(ArchiveFailure::as_str).to_vec(),
         ProviderState::ALL.map(ProviderState::as_str).to_vec(),
         Limit::ALL.map(Limit::as_str).to_vec(),
+        DestinationKind::ALL.map(DestinationKind::as_str).to_vec(),
+        AttemptOutcome::ALL.map(AttemptOutcome::as_str).to_vec(),
+        DestinationStatus::ALL
+            .map(DestinationStatus::as_str)
+            .to_vec(),
     ];
     for value in values.concat() {
         assert!(
@@ -427,6 +436,7 @@ fn architecture_names_existing_functions() {
 fn npm_lock_files_name_no_registry() {
     let lock_files = [
         "tests/browser/package-lock.json",
+        "tests/libraries/package-lock.json",
         "benches/compare/express/package-lock.json",
     ];
     for path in lock_files {

@@ -96,7 +96,9 @@ fn main() -> anyhow::Result<()> {
             "missing: {program} (apt-get install util-linux procps)"
         );
     }
-    process::pin(options.common.client_core)?;
+    if !matches!(options.command, Some(Command::Mixed(_))) {
+        process::pin(options.common.client_core)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -131,6 +131,11 @@ impl Scenario {
         (channel, Stamp { number, due })
     }
 
+    /// Returns the number of the last update.
+    pub fn last_number(&self) -> u64 {
+        self.number.get()
+    }
+
     fn update(&self, channel: usize, stamp: Stamp) -> anyhow::Result<Vec<u8>> {
         self.server.update(self.first_channel + channel, stamp)
     }
@@ -142,7 +147,8 @@ impl Scenario {
         self.update(channel, stamp)
     }
 
-    async fn post(&mut self) -> anyhow::Result<()> {
+    /// Sends the next update.
+    pub async fn post(&mut self) -> anyhow::Result<()> {
         let request = self.expected_update()?;
         self.connection.send(&request).await?;
         Ok(())

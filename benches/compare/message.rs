@@ -92,6 +92,11 @@ impl Clock {
             tokio::task::yield_now().await;
         }
     }
+
+    /// Waits until a time in nanoseconds since the start, or up to two milliseconds longer.
+    pub async fn sleep_until(self, nanos: u64) {
+        tokio::time::sleep_until((self.0 + Duration::from_nanos(nanos)).into()).await;
+    }
 }
 
 /// Message of the hub for an update, for servers that forward what is published.

@@ -1,16 +1,20 @@
 //! A mixed load: one watched job with many sockets, and many other jobs with one socket each. Shows whether updates
 //! of the other jobs are delayed by the fan-out of the watched job.
 
+mod watchers;
+
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
+use crate::clients::Endpoint;
 use crate::measurements::{Load, Outcome, Scenario, Size, start};
 use crate::peers::Peer;
 use crate::process::Cores;
 use crate::table::{Summary, machine, markdown, or_dash, today};
 use crate::{Common, command_line, temp_dir};
+use watchers::Watchers;
 
 /// Rounds of the measurement.
 const ROUNDS: usize = 3;
@@ -39,11 +43,11 @@ pub struct Options {
     quick: bool,
 }
 
-/// Results of one round for the watched job and for the other jobs.
+/// Results of one round.
 struct Round {
-    watched: Outcome,
     others: Outcome,
-    watchers: usize,
+    /// Share of the updates of the watched job that its sockets received, from 0 to 1.
+    delivered: f64,
 }
 
 /// Runs the measurement and prints a table.
@@ -96,29 +100,37 @@ async fn measure(options: &Options, peer: Peer, duration: Duration) -> anyhow::R
     };
     let all = size(options.watchers + options.jobs, options.jobs + 1);
     let server = Rc::new(start(peer, Cores::All, dir.path(), all).await?);
-    let watched = Scenario::on_channels(Rc::clone(&server), 0, size(options.watchers, 1));
-    let mut watched = watched.await?;
+    let endpoint = Endpoint {
+        subscriptions: server.endpoint.subscriptions[..1].to_vec(),
+        ..server.endpoint.clone()
+    };
+    let mut watchers = Watchers::open(endpoint, options.watchers).await?;
+    let mut watched = Scenario::on_channels(Rc::clone(&server), 0, size(0, 1)).await?;
     let others = Scenario::on_channels(Rc::clone(&server), 1, size(options.jobs, options.jobs));
     let mut others = others.await?;
     let mut run = async |duration| {
         tokio::try_join!(
-            watched.run(Load::Rate(options.watched_rate), duration),
-            others.run(Load::Rate(options.rate), duration),
+            watched.run(Load::CoarseRate(options.watched_rate), duration),
+            others.run(Load::CoarseRate(options.rate), duration),
         )
     };
     run(duration / 2).await?;
-    let (watched, others) = run(duration).await?;
+    let (_, outcome) = run(duration).await?;
+    let updates = watched.last_number() + 1;
+    watchers.expect(updates).await?;
+    watched.post().await?;
+    let received = watchers.finish().await?;
     eprintln!(
-        "{:44} others p50 {} µs, p99 {} µs; watched job p99 {} µs",
+        "{:44} others p50 {} µs, p99 {} µs",
         peer.name(),
-        others.latencies.value_at_quantile(0.5),
-        others.latencies.value_at_quantile(0.99),
-        watched.latencies.value_at_quantile(0.99),
+        outcome.latencies.value_at_quantile(0.5),
+        outcome.latencies.value_at_quantile(0.99),
     );
+    #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
+    let delivered = received as f64 / (updates * options.watchers as u64) as f64;
     Ok(Round {
-        watched,
-        others,
-        watchers: options.watchers,
+        others: outcome,
+        delivered,
     })
 }
 
@@ -135,20 +147,15 @@ fn table(results: &[(Peer, Vec<Round>)]) -> String {
         let millis = |outcome: &Outcome, quantile| {
             outcome.latencies.value_at_quantile(quantile) as f64 / 1000.0
         };
-        #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
-        let delivered = |round: &Round| {
-            let expected = round.watched.updates as f64 * round.watchers as f64;
-            round.watched.deliveries as f64 / expected * 100.0
-        };
         let two_digits = |value: f64| format!("{value:.2}");
         vec![
             peer.name().to_owned(),
             cell(two_digits, &|round| millis(&round.others, 0.5)),
             cell(two_digits, &|round| millis(&round.others, 0.99)),
             cell(two_digits, &|round| millis(&round.others, 0.999)),
-            cell(two_digits, &|round| millis(&round.watched, 0.5)),
-            cell(two_digits, &|round| millis(&round.watched, 0.99)),
-            cell(|share| format!("{share:.0}%"), &delivered),
+            cell(|percent| format!("{percent:.0}%"), &|round| {
+                round.delivered * 100.0
+            }),
             cell(two_digits, &|round| {
                 round.others.usage.cpu.as_secs_f64() / round.others.elapsed.as_secs_f64()
             }),
@@ -156,12 +163,10 @@ fn table(results: &[(Peer, Vec<Round>)]) -> String {
     };
     let head = [
         "Server",
-        "other jobs p50, ms",
+        "p50, ms",
         "p99, ms",
         "p99.9, ms",
-        "watched job p50, ms",
-        "p99, ms",
-        "Delivered",
+        "Delivered to the watchers",
         "Cores used",
     ];
     let rows: Vec<Vec<String>> = results.iter().map(row).collect();

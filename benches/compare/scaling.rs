@@ -1,6 +1,7 @@
 //! CPU time of an update of the hub as one quantity grows: sockets, jobs, subscriptions, bytes or nodes.
 //!
-//! Every point is a newly started hub with its own sockets. Updates are sent one at a time.
+//! Every point is a newly started hub with its own sockets. Updates are sent one at a time, except for the jobs that
+//! change at once.
 
 use std::fs;
 use std::path::Path;
@@ -41,6 +42,12 @@ pub async fn draw(core: usize, directory: &Path) -> anyhow::Result<()> {
     for count in JOBS {
         jobs.push((count, update(cores, size(count, count, 0)).await?));
     }
+    let mut changing_jobs = Vec::new();
+    for count in JOBS {
+        let dir = crate::temp_dir()?;
+        let scenario = Scenario::open(Peer::Hub, cores, dir.path(), size(count, count, 0)).await?;
+        changing_jobs.push((count, cost_at_once(&scenario, count).await?));
+    }
     let mut subscriptions = Vec::new();
     for count in SUBSCRIPTIONS {
         let dir = crate::temp_dir()?;
@@ -78,6 +85,12 @@ pub async fn draw(core: usize, directory: &Path) -> anyhow::Result<()> {
             "Update of one of many jobs, one socket each",
             "jobs",
             jobs,
+        ),
+        (
+            "changing-jobs",
+            "Update of many jobs at once, one socket each",
+            "jobs that change at once",
+            changing_jobs,
         ),
         (
             "subscriptions",
@@ -125,6 +138,15 @@ async fn cost(mut scenario: Scenario, sockets: usize) -> anyhow::Result<f64> {
     #[expect(clippy::cast_precision_loss, reason = "far below 2⁵³")]
     let micros = cost.cpu_nanos * sockets as f64 / 1000.0;
     eprintln!("{sockets} sockets: {micros:.0} µs");
+    Ok(micros)
+}
+
+/// Returns the CPU time of an update if all `jobs` change at once, in microseconds.
+async fn cost_at_once(scenario: &Scenario, jobs: usize) -> anyhow::Result<f64> {
+    let bursts = (20_000 / jobs).clamp(3, 500);
+    scenario.bursts(bursts.div_ceil(5)).await?;
+    let micros = scenario.bursts(bursts).await?.cpu_nanos / 1000.0;
+    eprintln!("{jobs} jobs at once: {micros:.0} µs");
     Ok(micros)
 }
 

@@ -144,7 +144,7 @@ async fn measure(
 
 fn describe(load: Load) -> String {
     match load {
-        Load::Rate(rate) => format!("{rate} updates per second"),
+        Load::Rate(rate) | Load::CoarseRate(rate) => format!("{rate} updates per second"),
         Load::Full => "full load".to_owned(),
     }
 }

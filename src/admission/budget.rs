@@ -120,7 +120,7 @@ impl BudgetPolicy {
         let mut entries = BudgetEntries::default();
         entries.add(
             LimitKind::SubmitRate,
-            window("submits", owner, now, MINUTE),
+            BudgetWindow::containing("submits", owner, now, MINUTE),
             1,
             integer(self.limits.submits_per_minute),
         );
@@ -130,12 +130,12 @@ impl BudgetPolicy {
             (
                 self.budgets.per_owner_day,
                 "budgets.per_owner_day".to_owned(),
-                window("owner", owner, now, DAY),
+                BudgetWindow::containing("owner", owner, now, DAY),
             ),
             (
                 self.per_provider_day.get(name).copied(),
                 format!("providers.{name}.budget_per_day"),
-                window("provider", name, now, DAY),
+                BudgetWindow::containing("provider", name, now, DAY),
             ),
         ]
         .into_iter()
@@ -248,17 +248,6 @@ impl BudgetPolicy {
     }
 }
 
-/// Returns the window of length `span`, aligned to the Unix epoch, that contains `now`.
-fn window(kind: &str, subject: &str, now: Time, span: Duration) -> BudgetWindow {
-    let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-    let start = now.millis().div_euclid(millis).saturating_mul(millis);
-    let start = Time::from_millis(start);
-    BudgetWindow {
-        name: format!("{kind}/{subject}/{start}"),
-        expires_at: start + span,
-    }
-}
-
 /// Returns the window for jobs that are queued on the day of `now`, and the names of the windows of
 /// earlier days whose jobs can still be queued. A job is queued for at most `max_deadline`, and a
 /// window expires when all of its jobs have reached their deadlines.
@@ -271,12 +260,12 @@ fn queue_windows(
     now: Time,
     max_deadline: Duration,
 ) -> (BudgetWindow, Vec<String>) {
-    let mut today = window(kind, owner, now, DAY);
+    let mut today = BudgetWindow::containing(kind, owner, now, DAY);
     let mut earlier = Vec::new();
     let mut earlier_end = today.expires_at - DAY;
     while earlier_end > now - max_deadline {
         earlier_end = earlier_end - DAY;
-        earlier.push(window(kind, owner, earlier_end, DAY).name);
+        earlier.push(BudgetWindow::containing(kind, owner, earlier_end, DAY).name);
     }
     today.expires_at = today.expires_at + max_deadline;
     (today, earlier)
@@ -303,7 +292,9 @@ mod tests {
     fn queue_windows_are_counted_until_their_jobs_are_past_the_deadline() {
         let hour = Duration::from_secs(3600);
         let midnight = Time::from_millis(20_000 * 86_400_000);
-        let name = |days: u32| window("queued-jobs", "ada", midnight - DAY * days, DAY).name;
+        let name = |days: u32| {
+            BudgetWindow::containing("queued-jobs", "ada", midnight - DAY * days, DAY).name
+        };
         for (max_deadline, now, days) in [
             (hour, midnight, 1),
             (hour, midnight + hour / 2, 1),
@@ -324,7 +315,9 @@ mod tests {
     fn budget_windows_are_per_owner_and_contiguous() {
         for (span, end) in [(MINUTE, 60_000), (DAY, 86_400_000)] {
             for start in [-end, 0, end, 20_000 * end] {
-                let at = |millis| window("submits", "ada", Time::from_millis(millis), span);
+                let at = |millis| {
+                    BudgetWindow::containing("submits", "ada", Time::from_millis(millis), span)
+                };
                 let (first, last, next) = (at(start), at(start + end - 1), at(start + end));
                 assert_eq!(first.name, last.name);
                 assert_eq!(first.expires_at, Time::from_millis(start + end));
@@ -337,12 +330,12 @@ mod tests {
             }
         }
         // Distinct owners and kinds have distinct window names.
-        let of = |owner| window("owner", owner, Time::from_millis(0), DAY).name;
+        let of = |owner| BudgetWindow::containing("owner", owner, Time::from_millis(0), DAY).name;
         let names = [
             of("a"),
             of("a/b"),
             of(""),
-            window("submits", "a", Time::from_millis(0), DAY).name,
+            BudgetWindow::containing("submits", "a", Time::from_millis(0), DAY).name,
         ];
         for (n, name) in names.iter().enumerate() {
             assert!(!names[n + 1..].contains(name), "{name}");

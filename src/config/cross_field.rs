@@ -21,6 +21,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     check_store_password(config, reader);
     check_archive(config, reader);
     check_providers(config, reader);
+    check_email(config, reader);
     check_webhooks(config, reader);
 }
 
@@ -133,6 +134,18 @@ fn check_providers(config: &Config, reader: &mut Reader) {
                 format!("must be at most store.retain_active ({max}), found {deadline}"),
             );
         }
+    }
+}
+
+fn check_email(config: &Config, reader: &mut Reader) {
+    let email = &config.email;
+    let has_server = email.smtp_url.is_some() || reader.has_error_for("email.smtp_url");
+    let has_sender = email.from.is_some() || reader.has_error_for("email.from");
+    if has_server && !has_sender {
+        reader.push_error("email.from", "required because smtp_url is set");
+    }
+    if has_sender && !has_server {
+        reader.push_error("email.smtp_url", "required because from is set");
     }
 }
 

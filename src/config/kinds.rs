@@ -203,13 +203,13 @@ pub(super) fn bytes(range: RangeInclusive<usize>) -> Kind<usize> {
         kib => format!("{} GiB", kib / KIB / KIB),
     });
     let Kind { parse, print, .. } = number(range);
-    let parse = move |raw: RawValue| match raw.into_toml() {
-        Value::String(text) => {
+    let parse = move |raw: RawValue| {
+        let mut value = raw.into_toml();
+        if let Value::String(text) = &value {
             let bytes = parse::byte_count(text.trim()).or_else(invalid)?;
-            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            parse(RawValue::Toml(Value::Integer(bytes)))
+            value = Value::Integer(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
-        other => parse(RawValue::Toml(other)),
+        parse(RawValue::Toml(value))
     };
     Kind::new(parse, print).limits(format!("{min} to {max}"))
 }

@@ -192,6 +192,22 @@ pub(super) fn event(text: &str) -> Parsed<Event> {
         .ok_or("must be job.created, job.updated, job.succeeded, job.failed or job.cancelled")
 }
 
+/// Parses the name of an event that a job has only once.
+pub(super) fn mail_event(text: &str) -> Parsed<Event> {
+    match event(text) {
+        Ok(event) if event != Event::Updated => Ok(event),
+        Ok(_) | Err(_) => Err("must be job.created, job.succeeded, job.failed or job.cancelled"),
+    }
+}
+
+/// Parses the domain of mail addresses into lower case.
+pub(super) fn domain(text: &str) -> Parsed<String> {
+    match Host::parse(text) {
+        Ok(Host::Domain(domain)) if !domain.ends_with('.') => Ok(domain),
+        Ok(_) | Err(_) => Err("must be a domain, such as example.com"),
+    }
+}
+
 /// Parses `*`, or an origin into the form that browsers send. The port may be `*`.
 pub(super) fn origin(text: &str) -> Parsed<String> {
     const FORM: &str = "must be scheme://host[:port] as browsers send it, scheme://host:* or *";

@@ -18,6 +18,7 @@ use super::kinds::{
 use super::parse;
 use super::reader::SectionReader;
 use super::setting::{Section, Setting, section};
+use super::smtp::MailServer;
 use crate::egress::HostAndPort;
 use crate::outbox::{Event, RETRY_DELAYS};
 
@@ -277,6 +278,43 @@ section! {
         budget_per_day: Option<f64> = amount().or_none(),
     }
 }
+
+section! {
+    /// `[email]`: mails about jobs.
+    pub struct EmailConfig {
+        /// URL of the mail server: `smtps://user:password@host` for TLS, or
+        /// `smtp://user:password@host?tls=required` for STARTTLS. `smtp://host` is not encrypted, and
+        /// allows a password on loopback only. User name and password are percent-encoded. A path is
+        /// the name with which the hub introduces itself.
+        smtp_url: Option<MailServer> = parsed(MailServer::parse).or_none(),
+        /// Sender, such as `Video Studio <videos@example.com>`. Required if `smtp_url` is set.
+        from: Option<String> = text().or_none(),
+        /// Template of the recipient's address. A job for which it has no value causes no mail.
+        to: String = text().or("{{ job.owner_email }}".to_owned()),
+        /// Template of the subject. Control characters are removed, and it is cut to 120 characters.
+        subject: String = text().or("Your video: {{ job.status }}".to_owned()),
+        /// Template of the text.
+        text: String = text().or(DEFAULT_TEXT.to_owned()),
+        /// Template of an HTML version of the text.
+        html: Option<String> = text().or_none(),
+        /// Events to send: `job.created`, `job.succeeded`, `job.failed`, `job.cancelled`.
+        events: Vec<Event> = list(parsed(parse::mail_event)).or(vec![Event::Succeeded, Event::Failed]),
+        /// Domains to which mails may be sent, without their subdomains. By default all, but then `to`
+        /// must not use fields that a caller can set, such as `job.metadata`.
+        allowed_domains: Vec<String> = list(parsed(parse::domain)).or_empty(),
+        /// Number of mails about the jobs of one owner per UTC day.
+        per_owner_per_day: usize = number(1..=1_000_000).or(50),
+        /// Time limit of an attempt, from connecting to the reply of the mail server.
+        timeout: Duration = duration(100 * MILLISECOND..=10 * MINUTE).or(MINUTE),
+        /// Template of an https URL for the header `List-Unsubscribe`. It must accept a POST request
+        /// without login (RFC 8058).
+        unsubscribe_url: Option<String> = text().or_none(),
+    }
+}
+
+/// Default of `email.text`.
+const DEFAULT_TEXT: &str = "Job {{ job.id }}: {{ job.status }}. {{ job.error.message }}\
+    {% for output in job.outputs %}{{ output.url }} {% endfor %}";
 
 section! {
     /// `[deliveries]`: attempts to deliver to destinations outside the hub.

@@ -124,6 +124,19 @@ fn every_setting_is_printed_without_secrets() {
     per_job = 2.0
     per_owner_day = 12.5
 
+    [email]
+    smtp_url = "smtp://(set)@mail.example.com:587?tls=required"
+    from = "Hub <hub@example.com>"
+    to = "{{ job.metadata.email }}"
+    subject = "Video {{ job.id }}"
+    text = "{{ event }}"
+    html = "<p>{{ event }}</p>"
+    events = ["job.created", "job.cancelled"]
+    allowed_domains = ["example.com", "xn--bcher-kva.example"]
+    per_owner_per_day = 10
+    timeout = "30s"
+    unsubscribe_url = "https://example.com/stop/{{ job.id }}"
+
     [archive]
     url = "s3://outputs/videos"
     key = "{{ job.id }}/{{ n }}.{{ ext }}"
@@ -248,6 +261,19 @@ fn defaults_are_printed() {
     unit = "usd"
     per_job = ""
     per_owner_day = ""
+
+    [email]
+    smtp_url = ""
+    from = ""
+    to = "{{ job.owner_email }}"
+    subject = "Your video: {{ job.status }}"
+    text = "Job {{ job.id }}: {{ job.status }}. {{ job.error.message }}{% for output in job.outputs %}{{ output.url }} {% endfor %}"
+    html = ""
+    events = ["job.succeeded", "job.failed"]
+    allowed_domains = []
+    per_owner_per_day = 50
+    timeout = "1m"
+    unsubscribe_url = ""
 
     [deliveries]
     retries = ["5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h"]

@@ -16,6 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use url::Url;
 
+use super::template::{Kind, Template};
 use super::{Channel, Destination, Event, Outcome, Route, Verdict};
 use crate::config::{Config, ConfigError, WebhookConfig, WebhookDefaults};
 use crate::egress::{AddressPolicy, HostAndPort, masked};
@@ -117,7 +118,7 @@ impl Sender {
             }
         }
         match self.client.post(url, headers, body).await {
-            Ok(reply) => outcome(reply),
+            Ok(reply) => outcome(&reply),
             Err(error) => Outcome {
                 status: None,
                 verdict: Verdict::Failed {
@@ -130,7 +131,7 @@ impl Sender {
 }
 
 /// Returns the outcome of a request that was answered.
-fn outcome(reply: Reply) -> Outcome {
+fn outcome(reply: &Reply) -> Outcome {
     let failed = |error, retry_after| Verdict::Failed { error, retry_after };
     let status = reply.status;
     let verdict = match status {
@@ -159,6 +160,8 @@ struct Endpoint {
     name: String,
     url: Url,
     route: Route,
+    /// The body, if it is not that of Standard Webhooks.
+    body: Option<Template>,
     sender: Sender,
 }
 
@@ -183,16 +186,35 @@ impl Endpoint {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
+        let kind = template_kind(&headers);
+        let body = settings.body.as_deref();
+        let body = body.map(|source| Template::parse(source, kind)).transpose();
         Ok(Self {
             name: name.to_owned(),
             url,
             route: Route::new(&settings.events, &settings.owners),
+            body: body.map_err(|problem| error("body", &problem.to_string()))?,
             sender: Sender {
                 client,
                 secrets: signing_secrets(settings.secrets.iter()).into(),
                 headers,
             },
         })
+    }
+}
+
+/// Returns the format of a templated body: JSON, unless the operator sets another content type.
+fn template_kind(headers: &HeaderMap) -> Kind {
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let is_json = |value: &[u8]| {
+        value
+            .windows(4)
+            .any(|part| part.eq_ignore_ascii_case(b"json"))
+    };
+    if content_type.is_none_or(is_json) {
+        Kind::Json
+    } else {
+        Kind::Text
     }
 }
 
@@ -215,15 +237,30 @@ impl Channel for Endpoint {
     }
 
     async fn deliver(&self, delivery: &Delivery) -> Outcome {
-        let id = delivery.id.to_string();
-        self.sender
-            .send(&self.url, &id, message::body(delivery))
-            .await
+        let body = match &self.body {
+            Some(template) => template.render(&delivery.document, &delivery.id.event),
+            None => Ok(message::body(delivery)),
+        };
+        match body {
+            Ok(body) => {
+                let id = delivery.id.to_string();
+                self.sender.send(&self.url, &id, body).await
+            }
+            Err(error) => rejected(format!("body: {error}")),
+        }
     }
 
     async fn test(&self) -> Option<Outcome> {
         let delivery = message::test(&self.name);
         Some(self.deliver(&delivery).await)
+    }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        let resolved = self.sender.client.resolve(&self.url).await;
+        resolved.map_err(|message| ConfigError {
+            key: format!("webhooks.{}.url", self.name),
+            message,
+        })
     }
 }
 
@@ -274,6 +311,17 @@ impl Channel for SubmittedUrls {
 
     async fn test(&self) -> Option<Outcome> {
         None
+    }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        let resolved = match Url::parse(&format!("https://{}", self.host)) {
+            Ok(url) => self.sender.client.resolve(&url).await,
+            Err(error) => Err(error.to_string()),
+        };
+        resolved.map_err(|message| ConfigError {
+            key: "webhook_defaults.hosts".to_owned(),
+            message: format!("{}: {message}", self.host),
+        })
     }
 }
 

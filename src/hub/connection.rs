@@ -73,13 +73,17 @@ impl Connection {
         // Paused until `known` is recorded. Otherwise delivery to the topic could send a version that
         // the client already has.
         state.connections[self.key].subscriptions[slot].is_paused = true;
-        state.deliver(&self.shard, &Arc::new(Frame::new(newest)));
+        state.start_delivery(&self.shard, &Arc::new(Frame::new(newest)));
         let subscription = &mut state.connections[self.key].subscriptions[slot];
         subscription.is_paused = false;
         subscription.delivered_version = known;
         let topic = subscription.topic;
         if let Some(frame) = state.topics[topic].newest.clone() {
             state.connections[self.key].deliver(slot, &frame);
+        }
+        // Ends the delivery here if this connection is the only subscriber.
+        if state.continue_deliveries(1) {
+            self.shard.delivery_started.notify_one();
         }
     }
 

@@ -4,13 +4,13 @@
 //! versions of a job in increasing order. A paused subscription receives nothing.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::connection_state::{ConnectionState, Subscription, SubscriptionKind};
@@ -25,11 +25,11 @@ pub(super) const SHARD_QUEUE_CAPACITY: usize = 8192;
 /// Time after which an owner subscription drops a finished job. No older version can arrive later.
 const FINISHED_TOPIC_TTL: Duration = Duration::from_secs(60);
 
-/// Maximum duration of a delivery after which the shard only yields instead of sleeping.
-const MAX_BUSY_WITHOUT_SLEEP: Duration = Duration::from_millis(2);
-
-/// Maximum pause after a delivery.
-const MAX_DELIVERY_PAUSE: Duration = Duration::from_millis(20);
+/// Maximum number of deliveries after which the other tasks of the thread run. It bounds how long the
+/// delivery to a topic with many subscribers delays everything else on the thread.
+///
+/// Tests use a small number, so that their deliveries take several turns.
+pub(super) const MAX_DELIVERIES_PER_TURN: usize = if cfg!(test) { 2 } else { 64 };
 
 /// Number of connections whose state is read before the first of them is written to.
 const PREFETCH_BATCH: usize = 16;
@@ -49,6 +49,8 @@ pub struct Shard {
     pub(super) subscriptions: Arc<SubscriptionIndex>,
     pub(super) index: usize,
     pub(super) state: RefCell<State>,
+    /// Wakes the delivery task after a connection started a delivery.
+    pub(super) delivery_started: Rc<Notify>,
 }
 
 pub(super) struct State {
@@ -56,6 +58,9 @@ pub(super) struct State {
     pub(super) topic_of: HashMap<JobId, usize>,
     pub(super) followers: HashMap<String, Vec<usize>>,
     pub(super) connections: Slab<ConnectionState>,
+    /// Topics with a delivery in progress, which take turns. A topic that was removed meanwhile can
+    /// still be in the queue.
+    deliveries: VecDeque<usize>,
     /// The health that was last sent to the connections.
     pub(super) health: FeedHealth,
 }
@@ -68,6 +73,18 @@ pub(super) struct TopicState {
     /// Whether `subscribers` includes every connection that follows the job's owner.
     pub(super) includes_followers: bool,
     pub(super) ended_at: Option<Instant>,
+    delivery: Option<Delivery>,
+}
+
+/// A delivery of a topic's newest version to its subscribers, in decreasing order of their positions.
+///
+/// If a subscriber is removed meanwhile, another one takes its position. That one is then offered the
+/// version twice, or has a position that is still to come, but it is never left out.
+struct Delivery {
+    /// Number of subscribers that are still to come: those at smaller positions.
+    remaining: usize,
+    /// Whether a newer version arrived, so that all subscribers must be visited again.
+    is_outdated: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -89,33 +106,43 @@ impl Shard {
             topic_of: HashMap::new(),
             followers: HashMap::new(),
             connections: Slab::new(),
+            deliveries: VecDeque::new(),
             health,
         });
+        let delivery_started = Rc::new(Notify::new());
         let shard = Rc::new(Self {
             subscriptions,
             index,
             state,
+            delivery_started: Rc::clone(&delivery_started),
         });
         let weak = Rc::downgrade(&shard);
         tokio::task::spawn_local(async move {
             let mut messages = Vec::new();
             let mut cleanup = tokio::time::interval(FINISHED_TOPIC_TTL / 2);
+            let mut is_delivering = false;
             loop {
                 tokio::select! {
+                    biased;
                     received = queue.recv_many(&mut messages, SHARD_QUEUE_CAPACITY) => {
-                        let Some(shard) = weak.upgrade().filter(|_| received > 0) else { return };
-                        let started = Instant::now();
-                        // A delivery can need more socket writes than Tokio's cooperative budget
-                        // allows. Writes beyond the budget would look like blocked sockets.
-                        tokio::task::unconstrained(async { shard.process_messages(&mut messages) }).await;
-                        drop(shard);
-                        yield_after(started.elapsed()).await;
+                        if received == 0 {
+                            return;
+                        }
                     }
                     _ = cleanup.tick() => {
                         let Some(shard) = weak.upgrade() else { return };
                         shard.drop_finished_topics();
                     }
+                    () = std::future::ready(()), if is_delivering => {}
+                    () = delivery_started.notified() => {}
                 }
+                let Some(shard) = weak.upgrade() else { return };
+                // A turn can need more socket writes than Tokio's cooperative budget allows. Writes
+                // beyond the budget would look like blocked sockets.
+                let turn = async { shard.run_turn(&mut messages) };
+                is_delivering = tokio::task::unconstrained(turn).await;
+                drop(shard);
+                tokio::task::yield_now().await;
             }
         });
         shard
@@ -131,34 +158,25 @@ impl Shard {
             && state.connections.is_empty()
     }
 
-    /// Drains `messages`, keeps the newest version of each job, and delivers it.
-    fn process_messages(&self, messages: &mut Vec<ShardMessage>) {
-        let mut index_of: HashMap<JobId, usize> = HashMap::with_capacity(messages.len());
-        let mut frames: Vec<Arc<Frame>> = Vec::with_capacity(messages.len());
+    /// Drains `messages` and continues the deliveries. Returns whether deliveries are in progress.
+    fn run_turn(&self, messages: &mut Vec<ShardMessage>) -> bool {
+        let mut state = self.state.borrow_mut();
         let mut health = None;
         for message in messages.drain(..) {
             match message {
-                ShardMessage::JobChanged(frame) => match index_of.get(&frame.job().id) {
-                    Some(&at) if frames[at].job().version >= frame.job().version => {}
-                    Some(&at) => frames[at] = frame,
-                    None => {
-                        index_of.insert(frame.job().id.clone(), frames.len());
-                        frames.push(frame);
-                    }
-                },
+                ShardMessage::JobChanged(frame) => state.start_delivery(self, &frame),
                 ShardMessage::HealthChanged(latest) => health = Some(latest),
             }
         }
-        let mut state = self.state.borrow_mut();
-        for frame in frames {
-            state.deliver(self, &frame);
-        }
         if let Some(health) = health.filter(|latest| !latest.is_same_state(state.health)) {
+            // The connections receive every version that preceded the change of health first.
+            while state.continue_deliveries(MAX_DELIVERIES_PER_TURN) {}
             state.health = health;
             for (_, connection) in &state.connections {
                 connection.sink.health_changed(health);
             }
         }
+        state.continue_deliveries(MAX_DELIVERIES_PER_TURN)
     }
 
     fn drop_finished_topics(&self) {
@@ -183,19 +201,10 @@ impl Shard {
     }
 }
 
-/// Yields for as long as the last delivery took, at most [`MAX_DELIVERY_PAUSE`], so that socket reads
-/// and timers of this thread run. Changes that arrive in the meantime are conflated.
-async fn yield_after(took: Duration) {
-    if took < MAX_BUSY_WITHOUT_SLEEP {
-        tokio::task::yield_now().await;
-    } else {
-        tokio::time::sleep(took.min(MAX_DELIVERY_PAUSE)).await;
-    }
-}
-
 impl State {
-    /// Delivers a version to all subscribers of the job and its owner, if it is newer than the last.
-    pub(super) fn deliver(&mut self, shard: &Shard, frame: &Arc<Frame>) {
+    /// Starts the delivery of a version to all subscribers of the job and its owner, if it is newer
+    /// than the last.
+    pub(super) fn start_delivery(&mut self, shard: &Shard, frame: &Arc<Frame>) {
         let job = frame.job();
         let followers = self.followers.get(&job.owner).cloned();
         if followers.is_none() && !self.topic_of.contains_key(&job.id) {
@@ -225,30 +234,49 @@ impl State {
                 if job.is_final() {
                     entry.ended_at = Some(Instant::now());
                 }
-                self.deliver_to_subscribers(topic, frame);
+                match &mut entry.delivery {
+                    Some(delivery) => delivery.is_outdated = true,
+                    None => {
+                        entry.delivery = Some(Delivery::to(&entry.subscribers));
+                        self.deliveries.push_back(topic);
+                    }
+                }
             }
         }
     }
 
-    /// Sends `frame` to each subscriber of the topic, or marks it as pending.
-    ///
-    /// A socket write evicts the state of the next connection from the CPU cache. Reading the state of
-    /// a batch first lets the cache misses overlap.
-    fn deliver_to_subscribers(&mut self, topic: usize, frame: &Arc<Frame>) {
-        for batch in self.topics[topic].subscribers.chunks(PREFETCH_BATCH) {
-            let mut can_write = [false; PREFETCH_BATCH];
-            for (subscriber, can_write) in batch.iter().zip(&mut can_write) {
-                *can_write = self.connections[subscriber.connection].can_write_now(subscriber.slot);
-            }
-            for (subscriber, can_write) in batch.iter().zip(can_write) {
-                let connection = &mut self.connections[subscriber.connection];
-                if can_write {
-                    connection.deliver(subscriber.slot, frame);
-                } else {
-                    connection.enqueue(subscriber.slot, frame);
-                }
-            }
+    /// Performs up to `limit` of the deliveries in progress. Returns whether some remain.
+    pub(super) fn continue_deliveries(&mut self, limit: usize) -> bool {
+        let mut left = limit;
+        while left > 0 {
+            let Some(topic) = self.deliveries.pop_front() else {
+                return false;
+            };
+            left = left.saturating_sub(self.continue_delivery(topic, left).max(1));
         }
+        !self.deliveries.is_empty()
+    }
+
+    /// Delivers a topic's newest version to up to `limit` subscribers. Returns their number.
+    fn continue_delivery(&mut self, topic: usize, limit: usize) -> usize {
+        let Some(entry) = self.topics.get_mut(topic) else {
+            return 0;
+        };
+        let (Some(delivery), Some(frame)) = (&mut entry.delivery, &entry.newest) else {
+            return 0;
+        };
+        let end = delivery.remaining.min(entry.subscribers.len());
+        let start = end.saturating_sub(limit);
+        deliver_to(&mut self.connections, &entry.subscribers[start..end], frame);
+        delivery.remaining = start;
+        if start == 0 {
+            let is_outdated = delivery.is_outdated;
+            entry.delivery = is_outdated.then(|| Delivery::to(&entry.subscribers));
+        }
+        if entry.delivery.is_some() {
+            self.deliveries.push_back(topic);
+        }
+        end - start
     }
 
     /// Returns the topic of `job` and opens it if it does not exist.
@@ -265,6 +293,7 @@ impl State {
             subscribers: Vec::new(),
             includes_followers: false,
             ended_at: None,
+            delivery: None,
         });
         self.topic_of.insert(job.clone(), topic);
         topic
@@ -346,6 +375,40 @@ impl State {
                 shard
                     .subscriptions
                     .remove(&Topic::Owner(owner), shard.index);
+            }
+        }
+    }
+}
+
+impl Delivery {
+    fn to(subscribers: &[SubscriberRef]) -> Self {
+        Self {
+            remaining: subscribers.len(),
+            is_outdated: false,
+        }
+    }
+}
+
+/// Sends `frame` to each subscriber, or marks it as pending.
+///
+/// A socket write evicts the state of the next connection from the CPU cache. Reading the state of a
+/// batch first lets the cache misses overlap.
+fn deliver_to(
+    connections: &mut Slab<ConnectionState>,
+    subscribers: &[SubscriberRef],
+    frame: &Arc<Frame>,
+) {
+    for batch in subscribers.chunks(PREFETCH_BATCH) {
+        let mut can_write = [false; PREFETCH_BATCH];
+        for (subscriber, can_write) in batch.iter().zip(&mut can_write) {
+            *can_write = connections[subscriber.connection].can_write_now(subscriber.slot);
+        }
+        for (subscriber, can_write) in batch.iter().zip(can_write) {
+            let connection = &mut connections[subscriber.connection];
+            if can_write {
+                connection.deliver(subscriber.slot, frame);
+            } else {
+                connection.enqueue(subscriber.slot, frame);
             }
         }
     }

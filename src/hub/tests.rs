@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::task::{LocalSet, yield_now};
 
+use super::shard::MAX_DELIVERIES_PER_TURN;
 use super::*;
 use crate::job::{NewJob, Source, Status, StatusReport};
 use crate::time::Time;
@@ -70,9 +71,9 @@ fn at_version(job: &Job, version: u64) -> Arc<Job> {
     Arc::new(job)
 }
 
-/// Lets the shard process its queue.
+/// Lets the shard process its queue and complete its deliveries.
 async fn process_queue() {
-    for _ in 0..8 {
+    for _ in 0..64 {
         yield_now().await;
     }
 }
@@ -451,6 +452,73 @@ fn burst_is_conflated_to_the_newest_version() {
         }
         process_queue().await;
         assert_eq!(*sink.received.borrow(), [(first.id.clone(), 99)]);
+    });
+}
+
+/// Lets the shard run one turn.
+async fn run_turn() {
+    // The shard yields after its turn.
+    for _ in 0..2 {
+        yield_now().await;
+    }
+}
+
+#[test]
+fn delivery_to_many_subscribers_does_not_delay_other_jobs() {
+    run_on_worker(async {
+        let (hub, watched, other) = (Hub::new(), job("alice"), job("bob"));
+        let watchers: Vec<_> = (0..10 * MAX_DELIVERIES_PER_TURN)
+            .map(|_| subscribe(&hub, &watched))
+            .collect();
+        let (_connection, sink) = subscribe(&hub, &other);
+        let has = |(_, sink): &(Connection, Rc<RecordingSink>), version| {
+            sink.received.borrow().last().map(|(_, version)| *version) == Some(version)
+        };
+        let count = |version| watchers.iter().filter(|it| has(it, version)).count();
+
+        hub.deliver(frame(&at_version(&watched, 2)));
+        run_turn().await;
+        let served = count(2);
+        assert!(
+            (1..watchers.len()).contains(&served),
+            "{served} served in a turn"
+        );
+        hub.deliver(frame(&at_version(&other, 2)));
+        run_turn().await;
+        run_turn().await;
+        assert_eq!(*sink.received.borrow(), [(other.id.clone(), 2)]);
+        assert!(
+            count(2) < watchers.len(),
+            "the delivery is still in progress"
+        );
+
+        hub.deliver(frame(&at_version(&watched, 3)));
+        process_queue().await;
+        assert_eq!(count(3), watchers.len());
+    });
+}
+
+#[test]
+fn subscriber_that_leaves_during_a_delivery_hides_no_version_from_others() {
+    run_on_worker(async {
+        let (hub, watched) = (Hub::new(), job("alice"));
+        let mut watchers: Vec<_> = (0..6 * MAX_DELIVERIES_PER_TURN)
+            .map(|_| subscribe(&hub, &watched))
+            .collect();
+        for version in 2..30 {
+            hub.deliver(frame(&at_version(&watched, version)));
+            run_turn().await;
+            let leaving = usize::try_from(version).unwrap() * 7 % watchers.len();
+            watchers.swap_remove(leaving);
+            watchers.push(subscribe(&hub, &at_version(&watched, version)));
+            process_queue().await;
+            let (newcomer, others) = watchers.split_last().unwrap();
+            assert_eq!(*newcomer.1.received.borrow(), []);
+            for (_, sink) in others {
+                let received = sink.received.borrow().last().map(|(_, version)| *version);
+                assert_eq!(received, Some(version));
+            }
+        }
     });
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: nothing here is serialized into the document.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use url::Url;
@@ -24,6 +26,9 @@ pub struct InternalState {
     /// Time at which the provider first reported a success that a poll has yet to confirm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success_reported_at: Option<Time>,
+    /// Mail address of the owner, which is shown to nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_email: Option<String>,
     /// The reserved budget, or `None` if the price is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<Reservation>,
@@ -76,4 +81,18 @@ pub struct BudgetWindow {
     pub name: String,
     /// End of the window. The next window starts at zero.
     pub expires_at: Time,
+}
+
+impl BudgetWindow {
+    /// Returns the window of length `span`, aligned to the Unix epoch, that contains `now`.
+    #[must_use]
+    pub fn containing(kind: &str, subject: &str, now: Time, span: Duration) -> Self {
+        let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        let start = now.millis().div_euclid(millis).saturating_mul(millis);
+        let start = Time::from_millis(start);
+        Self {
+            name: format!("{kind}/{subject}/{start}"),
+            expires_at: start + span,
+        }
+    }
 }

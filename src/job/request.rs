@@ -47,6 +47,9 @@ pub struct VideoRequest {
     /// Arbitrary data that is copied to the job document.
     #[serde(default)]
     pub metadata: Map<String, Value>,
+    /// Mail address of the owner. It is not part of the stored request.
+    #[serde(default, skip_serializing)]
+    pub owner_email: Option<String>,
     /// URL that receives a webhook when the job ends. It is moved to the internal state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,

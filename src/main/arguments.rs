@@ -10,7 +10,10 @@ use progress_hub::provider::HttpClient;
 use progress_hub::server;
 use progress_hub::telemetry::LogFormat;
 
+use crate::check::CheckArgs;
+use crate::deliveries::DeliveriesArgs;
 use crate::demo::DemoArgs;
+use crate::destinations::DestinationsArgs;
 use crate::error::UsageError;
 use crate::load::{self, LoadArgs};
 use crate::simulator::SimulatorArgs;
@@ -62,12 +65,16 @@ pub(crate) enum Command {
     /// your backend signs tokens itself or requests them from the hub with `POST /v1/tokens`.
     Token(TokenArgs),
     /// Validate a configuration and print the effective values, without secrets
-    Check(ConfigArgs),
+    Check(CheckArgs),
     /// Check that a hub on this machine responds, for example as the health check of a container
     ///
     /// Reads server.bind from the same configuration as serve, and requests /v1/health/live. The
     /// exit code is 0 if the hub is healthy and 1 if it is not.
     Health(ConfigArgs),
+    /// List, show and repeat the deliveries of a running hub: webhooks, mails and archive copies
+    Deliveries(DeliveriesArgs),
+    /// List, test, enable and disable the destinations of a running hub
+    Destinations(DestinationsArgs),
     /// Load-test a hub and verify correctness
     ///
     /// Starts a hub with an embedded store for the run, or connects to the one at --url. The

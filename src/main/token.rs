@@ -22,6 +22,9 @@ pub(crate) struct TokenArgs {
     /// Narrow the token to this job; may be repeated
     #[arg(long = "job", value_name = "JOB")]
     jobs: Vec<String>,
+    /// Mail address of the owner, for mails about jobs that the token submits
+    #[arg(long)]
+    email: Option<String>,
     /// Lifetime, such as 15m or 1h
     #[arg(long, default_value = "15m", value_parser = duration)]
     ttl: Duration,
@@ -33,7 +36,14 @@ pub(crate) fn run(args: TokenArgs) -> anyhow::Result<()> {
     let jobs = Some(args.jobs).filter(|jobs| !jobs.is_empty());
     let now = jiff::Timestamp::now();
     let minted = minter
-        .mint(&args.sub, jobs, Some(&args.scope), args.ttl, now)
+        .mint_with_email(
+            &args.sub,
+            args.email.as_deref(),
+            jobs,
+            Some(&args.scope),
+            args.ttl,
+            now,
+        )
         .context("failed to create the token")?;
     print(&minted.token)
 }

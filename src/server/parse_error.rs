@@ -158,7 +158,7 @@ mod tests {
         metadata must be an object
         model must be a string
         model is required
-        promt is not a known field; expected one of `provider`, `model`, `prompt`, `negative_prompt`, `image_url`, `duration`, `aspect_ratio`, `resolution`, `width`, `height`, `platform`, `input`, `metadata`
+        promt is not a known field; expected one of `provider`, `model`, `prompt`, `negative_prompt`, `image_url`, `duration`, `aspect_ratio`, `resolution`, `width`, `height`, `platform`, `input`, `metadata`, `owner_email`, `webhook_url`
         model must not occur more than once
         the body must be a JSON object
         the body is not valid JSON: EOF while parsing an object at line 1 column 1
@@ -260,7 +260,15 @@ mod tests {
     #[test]
     fn descriptions_name_no_rust_types() {
         assert_no_internals::<VideoRequest>(&[
-            "model", "prompt", "provider", "duration", "width", "platform", "input", "metadata",
+            "model",
+            "prompt",
+            "provider",
+            "duration",
+            "width",
+            "platform",
+            "input",
+            "metadata",
+            "owner_email",
         ]);
         assert_no_internals::<Registration>(&["owner", "provider", "metadata", "deadline_seconds"]);
         assert_no_internals::<UpdateRequest>(&[
@@ -272,7 +280,7 @@ mod tests {
             "outputs",
             "error",
         ]);
-        assert_no_internals::<TokenRequest>(&["sub", "jobs", "scope", "ttl_seconds"]);
+        assert_no_internals::<TokenRequest>(&["sub", "jobs", "scope", "ttl_seconds", "email"]);
     }
 
     #[test]

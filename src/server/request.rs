@@ -18,6 +18,7 @@ use super::error::{ErrorCode, Problem};
 use super::limits::{BodyPermit, ClientAddress, ConnectionLimits};
 use super::parse_error;
 use crate::config::ServerConfig;
+use crate::destinations::email::is_address;
 use crate::job::MAX_METADATA_BYTES;
 use crate::provider::{Provider, Providers};
 use crate::store::IdempotencyKey;
@@ -212,6 +213,24 @@ pub fn validate_owner(field: &str, owner: &str) -> Result<(), Problem> {
         )));
     }
     Ok(())
+}
+
+/// Returns the mail address of the owner of a new job: the one in the body, which requires
+/// `jobs:publish`, or the one in the caller's own token.
+pub fn owner_email(
+    caller: &Principal,
+    owner: &str,
+    given: Option<String>,
+) -> Result<Option<String>, Problem> {
+    match given {
+        Some(_) if !caller.may_publish() => Err(Problem::forbidden("jobs:publish")),
+        Some(address) if is_address(&address) => Ok(Some(address)),
+        Some(_) => Err(Problem::invalid("owner_email must be a mail address")),
+        None => {
+            let claim = caller.email().filter(|_| owner == caller.subject());
+            Ok(claim.filter(|it| is_address(it)).map(str::to_owned))
+        }
+    }
 }
 
 /// Returns whether a text is an http or https URL without control characters. [`Url::parse`] would

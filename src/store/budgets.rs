@@ -25,7 +25,7 @@ pub struct BudgetEntry {
     pub window_ends_at: Time,
 }
 
-/// Read access to budget windows. [`JobStore`](super::JobStore) charges them together with a job.
+/// Budget windows. [`JobStore`](super::JobStore) charges most of them together with a job.
 #[async_trait]
 pub trait BudgetStore: Send + Sync + 'static {
     /// Returns the balances of `windows` at `now`, each in the unit of its window and in the order
@@ -33,4 +33,11 @@ pub trait BudgetStore: Send + Sync + 'static {
     ///
     /// Each balance is read on its own, so the result is not a consistent snapshot.
     async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error>;
+
+    /// Adds an entry to its window, at most once for each `key`. Returns false, and adds nothing, if
+    /// the balance would exceed [`BudgetEntry::limit`].
+    ///
+    /// An entry that was added before is not checked again. On success the change is durable.
+    /// [`BudgetEntry::earlier_windows`] must be empty.
+    async fn charge_once(&self, key: &str, entry: BudgetEntry, now: Time) -> Result<bool, Error>;
 }

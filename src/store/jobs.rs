@@ -205,6 +205,9 @@ pub trait JobStore: Send + Sync + 'static {
     async fn list(&self, query: ListQuery) -> Result<Vec<Arc<Job>>, Error>;
 
     /// Returns the job to which a provider task belongs.
+    ///
+    /// A task never changes its job. If the job was deleted by another node, it may still be returned,
+    /// until an operation of this node on the job reports that it does not exist.
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error>;
 
     /// Replaces a job and its schedule if the stored version is the expected one, charges budget

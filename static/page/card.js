@@ -20,6 +20,8 @@ import { STEPS, stepsFor } from './steps.js';
  * @property {(job: Job) => void} editAndResubmit copies the job's request into the form
  * @property {import('./pending-cancels.js').PendingCancels} cancels
  * @property {import('./cancellable.js').Cancellable} cancellable
+ * @property {import('./deliveries.js').DeliveriesContext} deliveries
+ * @property {(id: string) => Promise<Job>} readJob reads the document by HTTP
  * @property {(job: Job) => import('./labels.js').JobState} stateOf
  */
 

@@ -1,23 +1,32 @@
-/** Details of the open job: its timeline, its versions, how to read it by API, its properties, and the cancel button. */
+/** Details of the open job: its timeline, its versions, how to read it by API, its properties, its deliveries, and the cancel button. */
 
 import { Chart } from './chart.js';
+import { Deliveries } from './deliveries.js';
 import { $, attr, copyFrom, h, template, text } from './dom.js';
 import { clock, dateAndClock, money, span } from './format.js';
 import { MAX_ATTEMPTS } from './labels.js';
-import { outputLinks, validityText } from './outputs.js';
+import { archiveText, outputLinks, validityText } from './outputs.js';
 import { TABS, snippet } from './snippets.js';
 import { changeText } from './timeline.js';
 import { SOURCES, SOURCE_LABELS } from './update-sources.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
+/** @typedef {import('../progress-hub.js').Delivery} Delivery */
 /** @typedef {import('./timeline.js').VersionRecord} VersionRecord */
 /** @typedef {import('./snippets.js').Tab} Tab */
+
+/** The destination that receives copies of the outputs. */
+const ARCHIVE = 'archive';
 
 export class Detail {
   /** @type {HTMLElement} */ element;
   /** @type {Tab} */ #tab = 'JSON';
   #renderedVersions = 0;
+  /** The outputs with the state of their copies, which only responses to HTTP requests have. @type {Job['outputs']} */ #archivedOutputs = [];
+  /** The deliveries to the archive when that state was read. */
+  #archiveState = '';
   #chart;
+  #deliveries;
   #card;
   #context;
 
@@ -29,6 +38,8 @@ export class Detail {
     this.element.id = `detail-${card.job.id}`;
     attr(this.element, 'aria-label', 'Job details');
     this.#chart = new Chart($('.plot', this.element), version => this.#highlight(version));
+    this.#deliveries = new Deliveries(card.job, context.deliveries, deliveries => this.#readArchiveState(deliveries));
+    $('.snippets', this.element).before(this.#deliveries.element);
     $('.copy', this.element).addEventListener('click', event => copyFrom(/** @type {HTMLButtonElement} */ (event.currentTarget)));
     $('.danger', this.element).addEventListener('click', () => context.cancels.request(this.#card.job));
     const body = $('tbody', this.element);
@@ -46,12 +57,14 @@ export class Detail {
     this.#renderSnippet();
     this.#renderProperties(job);
     this.#renderCancel(job);
+    this.#deliveries.show(job);
   }
 
   tick() {
     const { job } = this.#card;
     const now = this.#context.now();
     if (!job.final) this.#chart.draw(job, this.#context.timeline.get(job.id), now);
+    this.#deliveries.tick();
     this.element.querySelectorAll('.validity').forEach((element, index) => text(element, validityText(job.outputs[index], now)));
   }
 
@@ -143,10 +156,25 @@ export class Detail {
       ['Error message', job.error ? `${job.error.message}${job.error.provider_code ? ` (${job.error.provider_code})` : ''}` : null],
       ['Cost', job.cost && money(job.cost)],
       ['Moderation', job.moderation.length ? h('ul', {}, ...job.moderation.map(message => h('li', {}, message))) : null],
-      ...job.outputs.map((output, index) => /** @type {[string, Node]} */ ([index ? '' : outputsLabel, outputLinks(output)])),
+      ...job.outputs.map((output, index) => /** @type {[string, Node]} */ ([index ? '' : outputsLabel, outputLinks(output, archiveText(this.#archivedOutputs[index] ?? output))])),
     ];
     $('.properties dl', this.element).replaceChildren(...properties.flatMap(([name, value]) => (value === null ? [] : [h('div', {}, h('dt', {}, name), h('dd', {}, value))])));
     this.tick();
+  }
+
+  /** @param {readonly Delivery[]} deliveries */
+  async #readArchiveState(deliveries) {
+    const copies = deliveries.filter(({ destination }) => destination === ARCHIVE);
+    const state = JSON.stringify(copies.map(({ id, state, attempts }) => [id, state, attempts.length]));
+    if (!copies.length || state === this.#archiveState) return;
+    this.#archiveState = state;
+    try {
+      const { outputs } = await this.#context.readJob(this.#card.job.id);
+      this.#archivedOutputs = outputs;
+      this.#renderProperties(this.#card.job);
+    } catch {
+      // The next change of a delivery reads it again. The deliveries themselves show the state of the copies.
+    }
   }
 
   /** @param {Job} job */

@@ -49,6 +49,11 @@ export function svg(tag, attributes, ...children) {
   return element;
 }
 
+/** Sets the children. Unchanged ones are not moved, since that would take the focus away. @param {Element} parent @param {readonly Element[]} children */
+export function setChildren(parent, children) {
+  if (children.length !== parent.children.length || children.some((child, index) => parent.children[index] !== child)) parent.replaceChildren(...children);
+}
+
 /** Returns a copy of the content of a `<template>`. @param {string} id @returns {DocumentFragment} */
 export function template(id) {
   return document.importNode(/** @type {HTMLTemplateElement} */ ($(`#${id}`)).content, true);

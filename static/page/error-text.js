@@ -56,6 +56,22 @@ export function resumeErrorText(error) {
   return `${errorText(error)} ${retryText(error)}`.trim();
 }
 
+/** Returns why deliveries were not read, or one was not sent again. @param {unknown} error */
+export function deliveryErrorText(error) {
+  const code = error instanceof HubError ? error.code : '';
+  if (code === 'unreachable') return `${UNREACHABLE} Try again.`;
+  if (code === 'forbidden') return 'This token has no right to do that.';
+  return `${errorText(error)} ${retryText(error)}`.trim();
+}
+
+/** Returns why a destination was not tested or changed. @param {unknown} error */
+export function destinationErrorText(error) {
+  const code = error instanceof HubError ? error.code : '';
+  if (code === 'unreachable') return `${UNREACHABLE} Try again.`;
+  if (code === 'forbidden') return "This token can't manage destinations. Use a token with the scope admin.";
+  return `${errorText(error)} ${retryText(error)}`.trim();
+}
+
 /** Returns the request field that a message is about: the one that starts it, else the first one that it mentions. @param {string} message */
 export function fieldNamedIn(message) {
   const first = /^(\w+)\b[^:]*:/.exec(message)?.[1] ?? '';

@@ -43,6 +43,24 @@ export function dateAndClock(at) {
   return day + clock(at);
 }
 
+/** Formats a time as `19:31:04`, with the date unless it is today. @param {string} at */
+export function dateAndSeconds(at) {
+  return `${dateAndClock(at)}:${String(new Date(at).getSeconds()).padStart(2, '0')}`;
+}
+
+const BYTE_UNITS = ['bytes', 'kB', 'MB', 'GB', 'TB'];
+
+/** Formats a size as `812 bytes` or `4.2 MB`. @param {number} count */
+export function bytes(count) {
+  let unit = 0;
+  let value = count;
+  while (value >= 999.5 && unit < BYTE_UNITS.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${unit && value < 9.95 ? value.toFixed(1) : Math.round(value)} ${BYTE_UNITS[unit]}`;
+}
+
 /** @param {number} value from 0 to 100 */
 export function percent(value) {
   return `${Number.isInteger(value) ? value : value.toFixed(1)}%`;

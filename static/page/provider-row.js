@@ -1,5 +1,6 @@
-/** State of one provider, with a button to resume it. Invariant: one press sends one request, and the row shows its error. */
+/** State of one provider, with a button to resume it. */
 
+import { onPress } from './action.js';
 import { $, attr, h, text } from './dom.js';
 import { resumeErrorText } from './error-text.js';
 import { clock, money } from './format.js';
@@ -14,11 +15,10 @@ export class ProviderRow {
   element = h('li', {}, h('i', { 'aria-hidden': 'true' }), h('span'), h('small'), h('button', { class: 'secondary', type: 'button' }, 'Resume now'), h('p', { class: 'error', role: 'alert', hidden: '' }));
   /** @type {Provider | null} */ #provider = null;
   #resumedAt = -Infinity;
-  #isSending = false;
 
   /** @param {() => Promise<void>} resume rejects with the hub's error */
   constructor(resume) {
-    $('button', this.element).addEventListener('click', () => this.#onPress(resume));
+    onPress($('button', this.element), $('.error', this.element), resume, resumeErrorText);
   }
 
   /** Whether the provider was resumed from this row a moment ago. */
@@ -47,31 +47,5 @@ export class ProviderRow {
   tick(now) {
     const provider = this.#provider;
     if (provider) text($('span', this.element), provider.state === 'available' ? resumedText(provider) : providerStatusText(provider, now));
-  }
-
-  /** @param {() => Promise<void>} resume */
-  async #onPress(resume) {
-    if (this.#isSending) return;
-    this.#setSending(true);
-    this.#showError('');
-    try {
-      await resume();
-    } catch (error) {
-      this.#showError(resumeErrorText(error));
-    }
-    this.#setSending(false);
-  }
-
-  /** @param {boolean} isSending */
-  #setSending(isSending) {
-    this.#isSending = isSending;
-    attr($('button', this.element), 'aria-disabled', isSending ? 'true' : null);
-  }
-
-  /** @param {string} message */
-  #showError(message) {
-    const error = $('.error', this.element);
-    text(error, message);
-    attr(error, 'hidden', message ? null : '');
   }
 }

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { $, attr } from './dom.js';
+import { $, attr, setChildren } from './dom.js';
 import { ProviderRow } from './provider-row.js';
 import { providerStatusAria } from './provider-status.js';
 
@@ -127,9 +127,8 @@ export class Providers {
       rows.set(name, row);
     }
     this.#rows = rows;
-    const elements = [...rows.values()].map(row => row.element);
-    if (elements.length !== this.#list.children.length || elements.some((element, index) => this.#list.children[index] !== element)) this.#list.replaceChildren(...elements);
-    attr(this.#list, 'hidden', elements.length ? null : '');
+    setChildren(this.#list, [...rows.values()].map(row => row.element));
+    attr(this.#list, 'hidden', rows.size ? null : '');
     this.tick();
     this.#context.onChange();
   }

@@ -9,6 +9,7 @@
 
 import { ProgressHub, claimsOf } from '../progress-hub.js';
 import { HUB_URL, hubUrl } from './address.js';
+import { Permissions } from './permissions.js';
 
 /** @typedef {import('../progress-hub.js').Job} Job */
 /** @typedef {import('../progress-hub.js').State} State */
@@ -31,6 +32,8 @@ export class Session {
   /** @type {ProgressHub | null} */ hub = null;
   /** @type {Demo | null} */ demo = null;
   /** @type {State} */ state = { name: 'connecting', attempt: 0, retryAt: null, since: Date.now(), reason: null };
+  /** What the token allows. */
+  permissions = new Permissions({});
   #events;
   #owner = '';
 
@@ -44,6 +47,11 @@ export class Session {
     return this.hub?.now() ?? Date.now();
   }
 
+  /** Whether requests to the hub can succeed. They can without live updates, too. */
+  get isReachable() {
+    return this.state.name === 'live' || this.state.reason === 'refused';
+  }
+
   async start() {
     this.demo = await this.#waitForHub();
     this.#events.onStarted(this.demo);
@@ -54,17 +62,17 @@ export class Session {
         const token = initialToken ?? (await readDemoSession())?.token ?? null;
         initialToken = null;
         return token;
-      }, this.demo.owner);
+      }, claimsOf(this.demo.token));
     }
     const token = sessionStorage.getItem(TOKEN_KEY);
-    if (token) this.#connect(token, subjectOf(token));
+    if (token) this.#connect(token, claimsOf(token));
     else this.#setState(signedOut());
   }
 
   /** @param {string} token */
   signIn(token) {
     sessionStorage.setItem(TOKEN_KEY, token);
-    this.#connect(token, subjectOf(token));
+    this.#connect(token, claimsOf(token));
   }
 
   signOut() {
@@ -89,8 +97,10 @@ export class Session {
     }
   }
 
-  /** @param {import('../progress-hub.js').Token} token @param {string} owner */
-  #connect(token, owner) {
+  /** @param {import('../progress-hub.js').Token} token @param {Record<string, unknown>} claims of the token */
+  #connect(token, claims) {
+    const owner = String(claims.sub ?? '');
+    this.permissions = new Permissions(claims);
     this.hub?.close();
     const hub = this.hub = new ProgressHub({ url: HUB_URL.href, token });
     this.#events.onSignedIn(owner, owner !== this.#owner);
@@ -116,11 +126,6 @@ async function readDemoSession() {
   if (response.status === 404) return null;
   if (!response.ok) throw new Error(`GET /demo/session: HTTP ${response.status}`);
   return response.json();
-}
-
-/** @param {string} token */
-function subjectOf(token) {
-  return String(claimsOf(token).sub ?? '');
 }
 
 /** @returns {State} */

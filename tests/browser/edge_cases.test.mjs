@@ -5,7 +5,7 @@ import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 
 import { closeBrowser, Harness, TEST_TIMEOUT_MS } from './harness.mjs';
 import { jobDocument, mockNextSubmit, mockOutputs, mockProviders, problemResponse, providerState, proxiedOutput, submitMockedJob, succeededJob, timestampIn } from './mocks.mjs';
-import { assertNoHorizontalScroll, card, openDetails, openPage, submitJob, waitForPlayback, waitForStatus } from './page_helpers.mjs';
+import { assertNoHorizontalScroll, card, openDetails, openPage, submitJob, waitForPlayback, waitForStatus, waitForText } from './page_helpers.mjs';
 
 let harness;
 let tab;
@@ -19,12 +19,6 @@ beforeEach(async () => {
 });
 afterEach(() => harness.close());
 after(closeBrowser);
-
-/** Waits until the text of an element matches. */
-async function waitForText(locator, pattern) {
-  const content = await locator.textContent();
-  if (!pattern.test(content)) await locator.filter({ hasText: pattern }).waitFor();
-}
 
 function note(id) {
   return card(tab, id).locator('.note');

@@ -104,10 +104,11 @@ export class Harness {
 
   /**
    * Starts a configured hub with the simulator as its provider.
-   * @param {{ store?: string, server?: string, socket?: string }} [options] `store`: store URL, by default a new SQLite file;
-   *   `server`, `socket`: further lines of these sections
+   * @param {{ store?: string, server?: string, socket?: string, sections?: (simulator: string) => string }} [options] `store`: store
+   *   URL, by default a new SQLite file; `server`, `socket`: further lines of these sections; `sections`: further sections, from
+   *   the URL of the simulator
    */
-  async startHub({ store, server = '', socket = '' } = {}) {
+  async startHub({ store, server = '', socket = '', sections = () => '' } = {}) {
     const folder = await mkdtemp(join(tmpdir(), 'progress-hub-'));
     this.#closers.push(() => rm(folder, { recursive: true, force: true }));
     const secret = 'whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=';
@@ -137,6 +138,7 @@ api_key = "simulator-api-key"
 webhook_secrets = ["${secret}"]
 poll_after = "3s"
 poll_every = "1s"
+${sections(provider)}
 `);
     const hub = new HubProcess(config, `http://127.0.0.1:${port}/`);
     this.#closers.push(() => hub.process?.stop());
@@ -205,6 +207,13 @@ class HubProcess {
 
   async kill() {
     await this.process.stop('SIGKILL');
+  }
+
+  /** Sends an update of a worker job. @param {string} id @param {object} update */
+  async pushUpdate(id, update) {
+    const headers = { Authorization: `Bearer ${await this.token('15m', 'jobs:publish')}`, 'Content-Type': 'application/json' };
+    const response = await fetch(`${this.url}v1/jobs/${id}/updates`, { method: 'POST', headers, body: JSON.stringify(update) });
+    if (!response.ok) throw new Error(`POST /v1/jobs/${id}/updates: HTTP ${response.status} ${await response.text()}`);
   }
 
   /** Creates a token for the subject `alice`. @returns {Promise<string>} */

@@ -54,6 +54,48 @@ export async function mockProviders(tab, providers) {
   return mock;
 }
 
+/** Returns a delivery of a job. `fields` override the defaults. */
+export function deliveryOf(job, fields = {}) {
+  const { destination = 'app', event = 'job.succeeded' } = fields;
+  return {
+    id: `${job}.5.${event.replace('.', '-')}.${destination}`, job, version: 5, event, destination, owner: 'demo', address: 'https://app.example.com/…',
+    state: 'delivered', created_at: timestampIn(-10), next_attempt_at: null, ended_at: timestampIn(-9), attempt_count: 1, attempts: [attempt()], ...fields,
+  };
+}
+
+/** Returns an attempt of a delivery. */
+export function attempt(status = 200, error = null, fields = {}) {
+  return { at: timestampIn(-9), duration_ms: 31, status, error, ...fields };
+}
+
+/** Returns a destination. `fields` override the defaults. */
+export function destinationState(state, fields = {}) {
+  return {
+    name: 'app', kind: 'webhook', address: 'https://app.example.com/…', state, waiting: 0, consecutive_failures: 0, failing_since: null,
+    paused_until: null, disabled: null, last_success_at: timestampIn(-120), last_error: null, ...fields,
+  };
+}
+
+/** Mocks the deliveries of every job. Assign `deliveries` or `response` of the result to change it; `requests` has the URLs. */
+export async function mockDeliveries(tab, deliveries = []) {
+  const mock = { deliveries, response: null, next_cursor: null, requests: [] };
+  await tab.route('**/v1/deliveries?*', route => {
+    mock.requests.push(route.request().url());
+    return route.fulfill(mock.response ?? { json: { deliveries: mock.deliveries, next_cursor: mock.next_cursor } });
+  });
+  return mock;
+}
+
+/** Mocks the list of destinations. Assign `destinations` of the result to change it; `requestCount` counts the requests. */
+export async function mockDestinations(tab, destinations) {
+  const mock = { destinations, requestCount: 0 };
+  await tab.route('**/v1/destinations', route => {
+    mock.requestCount += 1;
+    return route.fulfill({ json: { destinations: mock.destinations } });
+  });
+  return mock;
+}
+
 /** Mocks the response to the next submission: a job document, or an error response. */
 export async function mockNextSubmit(tab, response) {
   await tab.route('**/v1/videos', route => route.fulfill(response.id ? { status: 202, json: response } : response), { times: 1 });

@@ -5,7 +5,7 @@ import { readdir } from 'node:fs/promises';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 
 import { closeBrowser, Harness } from './harness.mjs';
-import { assertNoHorizontalScroll, card, openDetails, openPage, submitJob, waitForPlayback, waitForState, waitForStatus } from './page_helpers.mjs';
+import { assertNoHorizontalScroll, card, openDetails, openPage, signIn, submitJob, waitForPlayback, waitForState, waitForStatus } from './page_helpers.mjs';
 
 let harness;
 
@@ -225,7 +225,7 @@ describe('other origins and addresses', () => {
 
   test('own page works with allowed origins of others', async () => {
     const hub = await harness.startHub({ server: 'allowed_origins = ["http://localhost:5173"]' });
-    await signedInTab(hub);
+    await signIn(await harness.newTab(), hub.url, await hub.token());
   });
 
   test('page works below the path prefix of a proxy', async () => {
@@ -275,7 +275,7 @@ describe('configured hub', () => {
   test('all jobs can be shown when there are more than the hub sends', async () => {
     const hub = await harness.startHub();
     const ids = await hub.registerJobs(500, n => ({ metadata: { prompt: `job number ${n}` } }));
-    const tab = await signedInTab(hub);
+    const tab = await signIn(await harness.newTab(), hub.url, await hub.token());
     const more = tab.getByRole('button', { name: 'Show older jobs' });
     await more.waitFor();
     assert.match(await tab.locator('#summary').textContent(), /^\d+ active, older jobs not counted$/);
@@ -293,16 +293,14 @@ describe('configured hub', () => {
     await hub.kill();
     await waitForState(tab, 'reconnecting');
     await hub.start();
-    const token = await hub.token('15m', 'jobs:publish');
-    const headers = { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json' };
-    await fetch(`${hub.url}v1/jobs/${ids[0]}/updates`, { method: 'POST', headers, body: '{"status":"succeeded"}' });
+    await hub.pushUpdate(ids[0], { status: 'succeeded' });
     await waitForState(tab, 'live');
     await waitForStatus(tab, ids[0], 'succeeded');
   });
 
   test('frozen hub is not shown as live', async () => {
     const hub = await harness.startHub({ socket: 'heartbeat = "1s"' });
-    const tab = await signedInTab(hub);
+    const tab = await signIn(await harness.newTab(), hub.url, await hub.token());
     hub.process.freeze();
     try {
       await waitForState(tab, 'reconnecting');
@@ -341,7 +339,7 @@ describe('configured hub', () => {
 
   test('signed-in user submits a job', async () => {
     const hub = await harness.startHub();
-    const tab = await signedInTab(hub);
+    const tab = await signIn(await harness.newTab(), hub.url, await hub.token());
     await tab.locator('#submit').click();
     await tab.getByText('Enter a model.').waitFor();
     await tab.fill('#model', 'kling-2.6');
@@ -352,7 +350,7 @@ describe('configured hub', () => {
 
   test('job completes after the hub is killed and restarted', async () => {
     const hub = await harness.startHub();
-    const tab = await signedInTab(hub);
+    const tab = await signIn(await harness.newTab(), hub.url, await hub.token());
     const { id } = await hub.submit(await hub.token(), { prompt: 'survives a crash', input: { scenario: 'slow' } });
     await waitForStatus(tab, id, 'running');
     await openDetails(tab, id);
@@ -370,7 +368,7 @@ describe('configured hub', () => {
 
   test('expired token signs out and leaves the jobs visible', async () => {
     const hub = await harness.startHub();
-    const tab = await signedInTab(hub, '15s');
+    const tab = await signIn(await harness.newTab(), hub.url, await hub.token('15s'));
     const { id } = await hub.submit(await hub.token(), { prompt: 'visible after sign-out' });
     await card(tab, id).waitFor();
     await tab.getByText('Your token has expired.').waitFor();
@@ -380,12 +378,3 @@ describe('configured hub', () => {
     await waitForStatus(tab, id, 'succeeded');
   });
 });
-
-async function signedInTab(hub, ttl) {
-  const tab = await harness.newTab();
-  await tab.goto(hub.url);
-  await tab.fill('#token', await hub.token(ttl));
-  await tab.keyboard.press('Enter');
-  await waitForState(tab, 'live');
-  return tab;
-}

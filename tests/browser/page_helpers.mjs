@@ -10,6 +10,15 @@ export async function openPage(tab, url) {
   await waitForState(tab, 'live');
 }
 
+/** Signs in with a token, and waits until the page is connected. @returns {Promise<import('playwright-core').Page>} the tab */
+export async function signIn(tab, url, token) {
+  await tab.goto(url);
+  await tab.fill('#token', token);
+  await tab.keyboard.press('Enter');
+  await waitForState(tab, 'live');
+  return tab;
+}
+
 /** Waits for a state of the connection. */
 export function waitForState(tab, state) {
   return tab.locator(`body[data-state="${state}"]`).waitFor();
@@ -54,4 +63,10 @@ export async function openDetails(tab, id) {
 export async function assertNoHorizontalScroll(tab, when) {
   const { content, window } = await tab.evaluate(() => ({ content: document.documentElement.scrollWidth, window: innerWidth }));
   assert.ok(content <= window, `${when}: ${content} px wide in a window of ${window} px`);
+}
+
+/** Waits until the text of an element matches. */
+export async function waitForText(locator, pattern) {
+  const content = await locator.textContent();
+  if (!pattern.test(content)) await locator.filter({ hasText: pattern }).waitFor();
 }

@@ -27,8 +27,10 @@ export async function startProxy(target, { prefix = '', changesHost = false } = 
       reply(response);
       response.pipe(socket);
     });
-    forwarded.on('upgrade', (response, upstream) => {
+    forwarded.on('upgrade', (response, upstream, head) => {
       reply(response);
+      // The hub's first frame may arrive together with the response.
+      upstream.unshift(head);
       upstream.pipe(socket).on('error', () => upstream.destroy());
       socket.pipe(upstream).on('error', () => socket.destroy());
     });

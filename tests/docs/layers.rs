@@ -6,7 +6,7 @@ use regex_lite::Regex;
 
 /// The modules, lowest layer first.
 const LAYERS: [&[&str]; 11] = [
-    &["time", "rate_limit", "egress"],
+    &["time", "rate_limit", "egress", "template"],
     &["job"],
     &["protocol", "telemetry", "outbox"],
     &["config", "links"],

@@ -371,6 +371,12 @@ impl TestAppBuilder {
         self
     }
 
+    /// Sets an environment variable of [`TestAppBuilder::spawn_process`].
+    pub fn environment(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
     /// Starts the hub in this process.
     pub async fn spawn(self) -> TestApp {
         let (config, _, mut app) = self.prepare();

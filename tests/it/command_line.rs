@@ -62,7 +62,16 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 fn every_command_has_help() {
     let help = run(&["--help"]);
     assert!(help.status.success());
-    for command in ["serve", "demo", "token", "check", "health", "load"] {
+    for command in [
+        "serve",
+        "demo",
+        "token",
+        "check",
+        "health",
+        "deliveries",
+        "destinations",
+        "load",
+    ] {
         assert!(out(&help).contains(command), "{}", out(&help));
         let own = run(&[command, "--help"]);
         assert!(own.status.success());

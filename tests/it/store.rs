@@ -14,6 +14,7 @@ mod close;
 mod commit;
 mod create;
 mod outbox;
+mod outbox_model;
 mod queues;
 mod read;
 mod redis;
@@ -89,6 +90,8 @@ macro_rules! store_test_suite {
                 sweep_deletes_ended_windows,
                 queued_jobs_count_across_midnight,
                 earlier_windows_count_toward_the_limit,
+                key_is_charged_once_up_to_the_limit,
+                concurrent_charges_never_exceed_the_limit,
             }
             buffered_updates::{
                 updates_of_an_unknown_task_are_buffered_in_order,
@@ -121,6 +124,9 @@ macro_rules! store_test_suite {
                 ended_deliveries_are_deleted_with_their_job,
                 waiting_deliveries_are_deleted_after_their_retention,
                 final_delivery_survives_concurrent_updates_and_attempts,
+            }
+            outbox_model::{
+                random_operations_match_a_model,
             }
             queues::{
                 due_jobs_are_claimed_in_order_of_due_time,

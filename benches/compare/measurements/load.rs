@@ -9,8 +9,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::system_calls::Counter;
-use super::{MEASUREMENT_TIMEOUT, Scenario};
+use super::{Cost, MEASUREMENT_TIMEOUT, Scenario};
 use crate::http_connection::HttpConnection;
+use crate::message::Clock;
 use crate::process::Usage;
 
 /// Connections of the load generator. Each has at most one request in flight.
@@ -21,6 +22,9 @@ const CONNECTIONS: usize = 32;
 pub enum Load {
     /// A fixed number of updates per second, sent on a schedule that does not wait for responses.
     Rate(u32),
+    /// Like `Rate`, but without polling the clock, so that the core is free for other threads. The delay of a timer, up
+    /// to 2 ms, counts as latency.
+    CoarseRate(u32),
     /// Every connection sends its next update when it has the response to the previous one.
     Full,
 }
@@ -99,7 +103,8 @@ impl Scenario {
         let (start, before) = (Instant::now(), self.server.usage()?);
         observations.start_latencies(self.clock);
         let updates = match load {
-            Load::Rate(rate) => self.at_rate(rate, duration).await?,
+            Load::Rate(rate) => self.at_rate(rate, Clock::wait_until, duration).await?,
+            Load::CoarseRate(rate) => self.at_rate(rate, Clock::sleep_until, duration).await?,
             Load::Full => self.as_fast_as_accepted(duration).await?,
         };
         observations
@@ -117,31 +122,65 @@ impl Scenario {
         Ok(outcome)
     }
 
-    /// Sends `rate` updates per second for `duration`. Returns the number of updates.
-    async fn at_rate(&self, rate: u32, duration: Duration) -> anyhow::Result<u64> {
-        let connections: Vec<_> = (0..CONNECTIONS)
-            .map(|_| Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address))))
-            .collect();
+    /// Sends `rate` updates per second for `duration`, and waits with `wait` until each is due. Returns the number of
+    /// updates.
+    async fn at_rate(
+        &self,
+        rate: u32,
+        wait: impl AsyncFn(Clock, u64),
+        duration: Duration,
+    ) -> anyhow::Result<u64> {
+        let connections = self.connections();
         let start = self.clock.now();
         let interval_nanos = 1_000_000_000 / u64::from(rate);
         let updates = u64::from(rate) * u64::try_from(duration.as_millis())? / 1000;
         let mut requests = JoinSet::new();
         for (nth, connection) in (0..updates).zip(connections.iter().cycle()) {
             let due = start + nth * interval_nanos;
-            self.clock.wait_until(due).await;
+            wait(self.clock, due).await;
             let (channel, stamp) = self.next(due);
             let request = self.update(channel, stamp)?;
             self.clients.observations.expect(channel, stamp.number);
-            let connection = Rc::clone(connection);
-            requests.spawn_local(async move {
-                connection.lock().await.send(&request).await?;
-                anyhow::Ok(())
-            });
+            requests.spawn_local(send(Rc::clone(connection), request));
         }
         while let Some(done) = requests.join_next().await {
             done??;
         }
         Ok(updates)
+    }
+
+    /// Updates all channels at once, repeatedly: each time after every socket has received the previous update. Returns
+    /// the cost per delivery.
+    pub async fn bursts(&self, count: usize) -> anyhow::Result<Cost> {
+        let observations = &self.clients.observations;
+        let connections = self.connections();
+        let (start, before) = (Instant::now(), self.server.cpu()?);
+        let received = observations.received.get();
+        for _ in 0..count {
+            let mut requests = JoinSet::new();
+            for (_, connection) in (0..self.size.channels).zip(connections.iter().cycle()) {
+                requests.spawn_local(send(Rc::clone(connection), self.expected_update()?));
+            }
+            while let Some(done) = requests.join_next().await {
+                done??;
+            }
+            let current = observations.wait_until_current(MEASUREMENT_TIMEOUT).await;
+            current.context("updates of all channels at once")?;
+        }
+        let cpu = self.server.cpu()?.saturating_sub(before);
+        self.clients.verify()?;
+        Ok(Cost::new(
+            cpu,
+            start.elapsed(),
+            observations.received.get() - received,
+        ))
+    }
+
+    fn connections(&self) -> Vec<Rc<Mutex<HttpConnection>>> {
+        let connection = || Rc::new(Mutex::new(HttpConnection::new(self.server.publish_address)));
+        std::iter::repeat_with(connection)
+            .take(CONNECTIONS)
+            .collect()
     }
 
     /// Sends updates on all connections for `duration`, as fast as the server responds. Returns their number.
@@ -158,4 +197,10 @@ impl Scenario {
         futures_util::future::try_join_all((0..CONNECTIONS).map(|_| sender())).await?;
         Ok(self.number.get() - first)
     }
+}
+
+/// Sends a request when the connection has the responses to the previous ones.
+async fn send(connection: Rc<Mutex<HttpConnection>>, request: Vec<u8>) -> anyhow::Result<()> {
+    connection.lock().await.send(&request).await?;
+    Ok(())
 }

@@ -9,13 +9,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::policy::{Admission, DeliveryPolicy, admission};
-use crate::destinations::{Destination, Verdict};
+use crate::destinations::{Destination, Outcome, Quota, Verdict};
 use crate::job::JobId;
 use crate::outbox::{
     Attempt, Delivery, DeliveryId, DeliveryState, DestinationState, MAX_ATTEMPT_ERROR_CHARS,
     Progress,
 };
-use crate::store::{self, Store};
+use crate::store::{self, BudgetEntry, Store};
 use crate::telemetry::{AttemptOutcome, Metrics};
 use crate::time::{Time, exponential_backoff, random_jitter};
 use crate::tracker::MAX_IDLE;
@@ -135,7 +135,10 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(ended) = self.attempts.join_next_with_id() => self.complete(ended).await,
-                () = destination.wakeup.notified() => self.idle_until = None,
+                () = destination.wakeup.notified() => {
+                    self.idle_until = None;
+                    self.state_read_at = None;
+                }
                 () = sleep(delay) => {}
             }
         }
@@ -166,8 +169,14 @@ impl Worker {
             Admission::PausedUntil(until)
             | Admission::Disabled {
                 recheck_at: Some(until),
-            } => return Ok(until.saturating_duration_since(now).min(MAX_IDLE)),
-            Admission::Disabled { recheck_at: None } => return Ok(MAX_IDLE),
+            } => {
+                self.forget_due();
+                return Ok(until.saturating_duration_since(now).min(MAX_IDLE));
+            }
+            Admission::Disabled { recheck_at: None } => {
+                self.forget_due();
+                return Ok(MAX_IDLE);
+            }
         };
         while self.attempts.len() < limit {
             let Some(delivery) = self.next_due(now).await? else {
@@ -177,6 +186,12 @@ impl Worker {
             self.start(delivery);
         }
         Ok(MAX_IDLE)
+    }
+
+    /// Forgets which deliveries are due. Newer versions can replace them before the next attempt.
+    fn forget_due(&mut self) {
+        self.due.clear();
+        self.idle_until = None;
     }
 
     /// Acquires or extends the lease if necessary. Returns whether it is held.
@@ -192,8 +207,7 @@ impl Worker {
             let name = name.as_str();
             tracing::debug!(destination.name = name, leased, "destination lease changed");
             self.state_read_at = None;
-            self.due.clear();
-            self.idle_until = None;
+            self.forget_due();
         }
         self.leased_until = leased.then_some(now + LEASE_TTL);
         self.renew_at = now + if leased { LEASE_RENEWAL } else { LEASE_RETRY };
@@ -288,7 +302,13 @@ impl Shared {
     /// Performs an attempt and records its result.
     async fn attempt(&self, delivery: &Delivery) -> Verdict {
         let (at, started) = (Time::now(), Instant::now());
-        let outcome = self.destination.channel.deliver(delivery).await;
+        let outcome = match self.exceeded_quota(delivery).await {
+            Some(verdict) => Outcome {
+                status: None,
+                verdict,
+            },
+            None => self.destination.channel.deliver(delivery).await,
+        };
         let error = outcome.verdict.error();
         let attempt = Attempt {
             at,
@@ -307,6 +327,36 @@ impl Shared {
         log_attempt(delivery, &progress, verdict.error());
         self.record(&delivery.id, progress).await;
         verdict
+    }
+
+    /// Counts a delivery for the quota of its channel, once. Returns a verdict if the delivery must not
+    /// be attempted now.
+    async fn exceeded_quota(&self, delivery: &Delivery) -> Option<Verdict> {
+        let quota = self.destination.channel.quota(delivery)?;
+        let Quota {
+            setting,
+            window,
+            limit,
+        } = quota;
+        let entry = BudgetEntry {
+            window: window.name,
+            amount: 1,
+            limit: Some(i64::try_from(limit).unwrap_or(i64::MAX)),
+            earlier_windows: Vec::new(),
+            window_ends_at: window.expires_at,
+        };
+        let id = delivery.id.to_string();
+        let counted = self.store.charge_once(&id, entry, delivery.created_at);
+        match counted.await {
+            Ok(true) => None,
+            Ok(false) => Some(Verdict::Rejected {
+                error: format!("{setting}: the limit of {limit} is reached"),
+            }),
+            Err(error) => {
+                tracing::warn!(delivery.id = %delivery.id, %error, "failed to count delivery");
+                Some(Verdict::Postponed { delay: MAX_IDLE })
+            }
+        }
     }
 
     async fn record(&self, id: &DeliveryId, progress: Progress) {

@@ -505,6 +505,33 @@ fn private_endpoints_need_an_allowed_network() {
 }
 
 #[test]
+fn errors_of_email_are_reported_by_their_key() {
+    assert_snapshot!(errors_in_file(&with_secret(r#"
+        [email]
+        smtp_url = "smtp://hub:hunter2@mail.example.com"
+        events = ["job.updated", "job.done"]
+        allowed_domains = ["https://example.com", "127.0.0.1", "example.com."]
+        per_owner_per_day = 0
+        timeout = "1h"
+        password = "hunter2"
+    "#)), @r#"
+    email.smtp_url: would send the password unencrypted: use smtps:// or ?tls=required
+    email.events: item 1 must be job.created, job.succeeded, job.failed or job.cancelled
+    email.events: item 2 must be job.created, job.succeeded, job.failed or job.cancelled
+    email.allowed_domains: item 1 must be a domain, such as example.com
+    email.allowed_domains: item 2 must be a domain, such as example.com
+    email.allowed_domains: item 3 must be a domain, such as example.com
+    email.per_owner_per_day: must be between 1 and 1000000, found 0
+    email.timeout: must be between 100ms and 10m, found 1h
+    email.from: required because smtp_url is set
+    email.password: unknown key; did you mean store.password?
+    "#);
+    let without_server = with_secret("[email]\nfrom = \"hub@example.com\"\n");
+    let expected = "email.smtp_url: required because from is set\n";
+    assert_eq!(errors_in_file(&without_server), expected);
+}
+
+#[test]
 fn archive_errors_name_their_keys() {
     let file =
         |url: &str| format!("[auth]\nhs256_secrets = [{SECRET:?}]\n[archive]\nurl = {url:?}\n");

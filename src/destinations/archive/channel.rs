@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::content::Content;
 use super::copy::CopyError;
 use super::{Archive, ArchivedOutput};
+use crate::config::ConfigError;
 use crate::destinations::{Channel, Event, Outcome, Verdict};
 use crate::job::{Job, OutputSource, Source};
 use crate::outbox::{Delivery, NewDelivery};
@@ -208,6 +209,10 @@ impl Channel for ArchiveChannel {
                 error: error.to_string(),
             },
         }))
+    }
+
+    async fn check(&self) -> Result<(), ConfigError> {
+        self.archive.check().await
     }
 }
 

@@ -271,11 +271,16 @@ fn retries() -> RetryConfig {
 impl From<Error> for StorageError {
     fn from(error: Error) -> Self {
         let cause = describe(&error);
-        match &error {
-            Error::NotFound { .. } => Self::Missing(cause),
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Self::Refused(cause),
-            error if is_permission_denied(error) => Self::Refused(cause),
-            _ => Self::Failed(cause),
+        let is_refused = matches!(
+            error,
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
+        );
+        if matches!(error, Error::NotFound { .. }) {
+            Self::Missing(cause)
+        } else if is_refused || is_permission_denied(&error) {
+            Self::Refused(cause)
+        } else {
+            Self::Failed(cause)
         }
     }
 }

@@ -6,11 +6,15 @@
 use std::time::Duration;
 
 use reqwest::Client;
+use reqwest::dns::Resolve;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use url::Url;
+use tokio::time::timeout;
+use url::{Host, Url};
 
 use crate::config::WebhookDefaults;
-use crate::egress::{AddressPolicy, ClientBuildError, build, client_builder, describe};
+use crate::egress::{
+    AddressPolicy, CONNECT_TIMEOUT, ClientBuildError, build, client_builder, describe,
+};
 use crate::time::Time;
 
 /// Maximum number of bytes of a response that are read, so that its connection can be reused.
@@ -46,6 +50,23 @@ impl WebhookClient {
             plain: client(false)?,
             policy,
         })
+    }
+
+    /// Resolves the host of a URL as a request does, within the time limit of a connection attempt.
+    ///
+    /// # Errors
+    /// The reason why a request to it would fail.
+    pub(super) async fn resolve(&self, url: &Url) -> Result<(), String> {
+        self.policy.check(url).map_err(|error| error.to_string())?;
+        let Some(Host::Domain(name)) = url.host() else {
+            return Ok(());
+        };
+        let name = name.parse().map_err(|_| "host is not a name".to_owned())?;
+        let resolver = self.policy.resolver(url.scheme() == "https");
+        match timeout(CONNECT_TIMEOUT, resolver.resolve(name)).await {
+            Ok(resolved) => resolved.map(drop).map_err(|error| error.to_string()),
+            Err(_) => Err("host was not resolved in time".to_owned()),
+        }
     }
 
     /// Sends a request. The status alone decides, so an incomplete response body is no error.

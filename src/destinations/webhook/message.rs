@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
+use super::super::template::sample;
 use crate::job::JobId;
-use crate::outbox::{Delivery, DeliveryId, Progress};
+use crate::outbox::{Delivery, DeliveryId, Event, Progress};
 use crate::time::Time;
 
 /// Event of a test.
@@ -16,19 +17,21 @@ pub(super) fn body(delivery: &Delivery) -> String {
     format!(r#"{{"type":{event},"timestamp":"{timestamp}","data":{document}}}"#)
 }
 
-/// Returns a delivery that tests a destination. Its job does not exist.
+/// Returns a delivery that tests a destination. Its document is a sample.
 pub(super) fn test(destination: &str) -> Delivery {
     let now = Time::now();
+    let document = sample::document(Event::Succeeded);
+    let job = document["id"].as_str().map(JobId::parse);
     Delivery {
         id: DeliveryId {
-            job: JobId::new(),
+            job: job.and_then(Result::ok).unwrap_or_else(JobId::new),
             version: 1,
             event: TEST_EVENT.to_owned(),
             destination: destination.to_owned(),
         },
         owner: String::new(),
         target: None,
-        document: "{}".to_owned(),
+        document: document.to_string(),
         created_at: now,
         progress: Progress::new(now),
     }

@@ -7,15 +7,12 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use minijinja::{Environment, ErrorKind, Expression as Compiled, UndefinedBehavior, Value};
+use minijinja::{Environment, ErrorKind, Expression as Compiled, Value};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value as Json;
 
 use super::filters;
-
-/// Maximum number of steps of one evaluation. Specs need a fraction of it. The limit bounds the
-/// cost of hostile bodies.
-const MAX_EVALUATION_STEPS: u64 = 100_000;
+use crate::template::{self, describe};
 
 /// Names that templates and expressions can use. Any other name is an error when the spec is
 /// loaded.
@@ -24,10 +21,7 @@ const NAMES: &str = "api_key aspect_ratio base_url body callback_url code count 
     resolution secret_key status task task_id tasks webhook_secret width";
 
 static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(|| {
-    let mut language = Environment::new();
-    language.set_undefined_behavior(UndefinedBehavior::Chainable);
-    language.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    language.set_fuel(Some(MAX_EVALUATION_STEPS));
+    let mut language = template::environment();
     filters::register(&mut language);
     language
 });
@@ -202,15 +196,6 @@ fn has_unmatched_brace(source: &str) -> bool {
         }
     }
     false
-}
-
-/// Returns the kind and detail of an error without the values of the evaluation, which may be
-/// secret.
-fn describe(error: &minijinja::Error) -> String {
-    match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
-        None => error.kind().to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::destinations::email::is_address;
 use crate::job::JobId;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
@@ -29,6 +30,7 @@ pub struct TokenRequest {
     jobs: Option<Vec<String>>,
     scope: Option<String>,
     ttl_seconds: Option<u64>,
+    email: Option<String>,
 }
 
 /// Mints a token with the first configured HS256 secret. A token with the scope `admin` expires no
@@ -65,6 +67,10 @@ pub async fn mint(
             return Err(Problem::invalid(format!("jobs[{index}] must be a job id")));
         }
     }
+    let email = new.email.as_deref();
+    if email.is_some_and(|email| !is_address(email)) {
+        return Err(Problem::invalid("email must be a mail address"));
+    }
     let (scope, now) = (new.scope.as_deref(), Time::now());
     let mut ttl = Duration::from_secs(ttl);
     if scope.is_some_and(|scope| Scope::parse_list(scope).contains(&Scope::Admin)) {
@@ -75,7 +81,7 @@ pub async fn mint(
         ttl = ttl.min(remaining);
     }
     let minted = minter
-        .mint(&new.sub, new.jobs, scope, ttl, now.timestamp())
+        .mint_with_email(&new.sub, email, new.jobs, scope, ttl, now.timestamp())
         .map_err(|error| Problem::invalid(error.to_string()))?;
     let address = limits.client_address(request.peer_addr(), request.headers());
     token_minted(&caller, address, &new.sub, scope, &minted);

@@ -14,7 +14,9 @@ use crate::links::Links;
 use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::Problem;
-use crate::server::request::{JsonBody, find_provider, idempotency, validate_metadata};
+use crate::server::request::{
+    JsonBody, find_provider, idempotency, owner_email, validate_metadata,
+};
 use crate::store::{CreateOutcome, Store};
 use crate::time::Time;
 use crate::tracker::Tracker;
@@ -42,6 +44,7 @@ pub async fn submit(
     let idempotency = idempotency(&request, &caller, &body)?;
     let mut video = body.value;
     validate_metadata(&video.metadata)?;
+    let owner_email = owner_email(&caller, caller.subject(), video.owner_email.take())?;
     let webhook_url = video.webhook_url.take();
     let webhook_url = webhook_url
         .map(|url| webhook_hosts.parse(&url))
@@ -63,7 +66,9 @@ pub async fn submit(
         mut job,
         budget_entries,
     } = admission.admit(caller.subject(), provider, video, now)?;
-    Arc::make_mut(&mut job.internal).webhook_url = webhook_url;
+    let internal = Arc::make_mut(&mut job.internal);
+    internal.owner_email = owner_email;
+    internal.webhook_url = webhook_url;
     let entries = budget_entries.entries();
     let (outcome, job) = tracker.create(job, idempotency, entries).await?;
     if let CreateOutcome::LimitExceeded { window } = &outcome {

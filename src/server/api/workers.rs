@@ -21,7 +21,8 @@ use crate::provider::Providers;
 use crate::server::caller::Caller;
 use crate::server::error::{ErrorCode, Problem};
 use crate::server::request::{
-    JsonBody, find_provider, idempotency, is_web_url, validate_metadata, validate_owner,
+    JsonBody, find_provider, idempotency, is_web_url, owner_email, validate_metadata,
+    validate_owner,
 };
 use crate::server::router::Segment;
 use crate::time::Time;
@@ -37,6 +38,7 @@ pub struct Registration {
     #[serde(default)]
     metadata: Map<String, Value>,
     deadline_seconds: Option<f64>,
+    owner_email: Option<String>,
     webhook_url: Option<String>,
 }
 
@@ -62,6 +64,7 @@ pub async fn register(
     let new = body.value;
     validate_owner("owner", &new.owner)?;
     validate_metadata(&new.metadata)?;
+    let owner_email = owner_email(&caller, &new.owner, new.owner_email)?;
     let webhook_url = new.webhook_url.as_deref();
     let webhook_url = webhook_url
         .map(|url| webhook_hosts.parse(url))
@@ -110,7 +113,9 @@ pub async fn register(
         },
         Time::now(),
     );
-    Arc::make_mut(&mut job.internal).webhook_url = webhook_url;
+    let internal = Arc::make_mut(&mut job.internal);
+    internal.owner_email = owner_email;
+    internal.webhook_url = webhook_url;
     let (outcome, job) = tracker.create(job, idempotency, Vec::new()).await?;
     create_response(&links, &caller, outcome, job, StatusCode::CREATED)
 }

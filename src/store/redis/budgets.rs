@@ -60,14 +60,12 @@ impl BudgetOutboxEntry {
         let charges = self.charges.iter().enumerate();
         charges.map(|(number, charge)| (format!("{}/{number}", self.document_key), charge))
     }
+}
 
-    /// Returns the TTL of the window of a charge in milliseconds.
-    fn window_ttl(&self, charge: &BudgetEntry) -> String {
-        let remaining = charge
-            .window_ends_at
-            .saturating_duration_since(self.updated_at);
-        millis(remaining + WINDOW_GRACE_PERIOD)
-    }
+/// Returns the TTL of the window of a charge in milliseconds.
+fn window_ttl(charge: &BudgetEntry, now: Time) -> String {
+    let remaining = charge.window_ends_at.saturating_duration_since(now);
+    millis(remaining + WINDOW_GRACE_PERIOD)
 }
 
 #[async_trait]
@@ -75,6 +73,11 @@ impl BudgetStore for RedisStore {
     async fn balances(&self, windows: &[String], now: Time) -> Result<Vec<i64>, Error> {
         let _operation = self.connections.begin_operation()?;
         try_join_all(windows.iter().map(|window| self.balance(window, now))).await
+    }
+
+    async fn charge_once(&self, key: &str, entry: BudgetEntry, now: Time) -> Result<bool, Error> {
+        let _operation = self.connections.begin_operation()?;
+        self.charge_window(key, &entry, entry.limit, now).await
     }
 }
 
@@ -98,7 +101,10 @@ impl RedisStore {
         let () = client.hset(partition.budget_outbox(), field).await?;
         for (key, charge) in entry.keyed_charges() {
             let limit = self.remaining_limit(charge, job.updated_at).await?;
-            if !self.charge_window(&entry, &key, charge, limit).await? {
+            if !self
+                .charge_window(&key, charge, limit, job.updated_at)
+                .await?
+            {
                 self.release_reservation(&entry, true).await?;
                 self.delete_outbox_entry(&entry).await?;
                 return Ok(Some(charge.window.clone()));
@@ -126,7 +132,8 @@ impl RedisStore {
     /// Applies the charges of a stored document.
     pub(super) async fn apply_charges(&self, entry: &BudgetOutboxEntry) -> Result<(), Error> {
         for (key, charge) in entry.keyed_charges() {
-            self.charge_window(entry, &key, charge, None).await?;
+            self.charge_window(&key, charge, None, entry.updated_at)
+                .await?;
         }
         self.delete_outbox_entry(entry).await
     }
@@ -134,16 +141,16 @@ impl RedisStore {
     /// Applies a charge once. Returns false if the limit prevents it.
     async fn charge_window(
         &self,
-        entry: &BudgetOutboxEntry,
         key: &str,
         charge: &BudgetEntry,
         limit: Option<i64>,
+        now: Time,
     ) -> Result<bool, Error> {
         let limit = limit.map(|limit| limit.to_string());
         let args = vec![
-            entry.updated_at.millis().into(),
+            now.millis().into(),
             charge.window_ends_at.millis().into(),
-            entry.window_ttl(charge).into(),
+            window_ttl(charge, now).into(),
             charge.window.as_str().into(),
             key.into(),
             charge.amount.to_string().into(),
@@ -171,7 +178,7 @@ impl RedisStore {
             let args = vec![
                 key.into(),
                 charge.window_ends_at.millis().into(),
-                entry.window_ttl(charge).into(),
+                window_ttl(charge, entry.updated_at).into(),
                 if may_charge_again { "1" } else { "" }.into(),
             ];
             let _: i64 = self.connections.run(&RELEASE_CHARGE, keys, args).await?;

@@ -59,6 +59,9 @@ impl JobStore for RedisStore {
     }
 
     async fn find_task(&self, provider: &str, task_id: &str) -> Result<Option<JobId>, Error> {
+        if let Some(id) = self.recent.find_task(provider, task_id) {
+            return Ok(Some(id));
+        }
         let _operation = self.connections.begin_operation()?;
         self.find_holder(&UniqueKey::task(provider, task_id)).await
     }

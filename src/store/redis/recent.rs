@@ -8,10 +8,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashlink::LruCache;
-
 use crate::job::{Job, JobId};
 use crate::store::codec::EncodedJob;
+use crate::store::job_cache::{CachedJob, JobCache};
 use crate::store::{RecentJob, Revision, Schedule};
 
 /// Maximum number of jobs in memory. The least recently used ones are dropped.
@@ -27,14 +26,7 @@ pub(super) struct RecentJobs {
     node: u64,
     /// Number of revisions that this node has assigned.
     sent: AtomicU64,
-    jobs: Mutex<Jobs>,
-}
-
-struct Jobs {
-    entries: LruCache<JobId, Entry>,
-    bytes: usize,
-    max_jobs: usize,
-    max_bytes: usize,
+    jobs: Mutex<JobCache<Entry>>,
 }
 
 #[derive(Default)]
@@ -52,10 +44,14 @@ struct Known {
     bytes: usize,
 }
 
-impl Entry {
+impl CachedJob for Entry {
     fn bytes(&self) -> usize {
         let known = self.stored.iter().chain(&self.sent);
         known.map(|known| known.bytes).sum()
+    }
+
+    fn job(&self) -> Option<&Job> {
+        self.stored.as_ref().map(|known| &*known.recent.job)
     }
 }
 
@@ -70,20 +66,21 @@ impl RecentJobs {
         Self {
             node: rand::random(),
             sent: AtomicU64::new(0),
-            jobs: Mutex::new(Jobs {
-                entries: LruCache::new_unbounded(),
-                bytes: 0,
-                max_jobs,
-                max_bytes,
-            }),
+            jobs: Mutex::new(JobCache::bounded(max_jobs, max_bytes)),
         }
     }
 
     /// Returns the newest version that this node knows to have been stored.
     pub(super) fn get(&self, id: &JobId) -> Option<RecentJob> {
         let mut jobs = self.jobs();
-        let stored = jobs.entries.get(id)?.stored.as_ref()?;
+        let stored = jobs.get(id)?.stored.as_ref()?;
         Some(stored.recent.clone())
+    }
+
+    /// Returns the job that a provider task belonged to when this node last knew. The job may have been
+    /// deleted since then.
+    pub(super) fn find_task(&self, provider: &str, task_id: &str) -> Option<JobId> {
+        self.jobs().find_task(provider, task_id)
     }
 
     /// Returns the version with this revision and its schedule, if this node has stored it.
@@ -93,7 +90,7 @@ impl RecentJobs {
         revision: Revision,
     ) -> Option<(Arc<Job>, Schedule)> {
         let jobs = self.jobs();
-        let known = jobs.entries.peek(id)?.stored.as_ref()?;
+        let known = jobs.peek(id.as_str())?.stored.as_ref()?;
         let job = (known.recent.revision == revision).then(|| Arc::clone(&known.recent.job));
         job.zip(known.schedule)
     }
@@ -114,7 +111,7 @@ impl RecentJobs {
                 schedule: Some(encoded.schedule),
                 bytes: encoded.size(),
             };
-            self.jobs().change(&job.id, |entry| entry.sent = Some(sent));
+            change(&mut self.jobs(), &job.id, |entry| entry.sent = Some(sent));
         }
         revision
     }
@@ -123,9 +120,10 @@ impl RecentJobs {
     pub(super) fn confirm(&self, job: &Job, revision: Revision) {
         let mut jobs = self.jobs();
         if job.is_final() {
-            return jobs.remove(&job.id);
+            jobs.remove(&job.id);
+            return;
         }
-        jobs.change(&job.id, |entry| {
+        change(&mut jobs, &job.id, |entry| {
             let is_same = |sent: &mut Known| sent.recent.revision == revision;
             if let Some(sent) = entry.sent.take_if(is_same) {
                 entry.stored = Some(sent);
@@ -148,7 +146,7 @@ impl RecentJobs {
             schedule: None,
             bytes,
         });
-        self.jobs().change(id, |entry| {
+        change(&mut self.jobs(), id, |entry| {
             let is_wrong = match (&entry.stored, tried) {
                 (None, _) => true,
                 (Some(known), Some(tried)) => known.recent.revision == tried,
@@ -173,7 +171,7 @@ impl RecentJobs {
             return None;
         }
         let jobs = self.jobs();
-        let entry = jobs.entries.peek(id)?;
+        let entry = jobs.peek(id)?;
         let known = entry.stored.iter().chain(&entry.sent);
         let mut sent = known.filter(|known| known.recent.revision == revision);
         sent.next().map(|known| Arc::clone(&known.recent.job))
@@ -185,7 +183,7 @@ impl RecentJobs {
         if self.is_own(revision) {
             return;
         }
-        self.jobs().change(&job.id, |entry| {
+        change(&mut self.jobs(), &job.id, |entry| {
             entry.stored.take_if(|known| {
                 known.recent.job.version <= job.version && known.recent.revision != revision
             });
@@ -196,37 +194,17 @@ impl RecentJobs {
         revision.0 >> 64 == u128::from(self.node)
     }
 
-    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+    fn jobs(&self) -> MutexGuard<'_, JobCache<Entry>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Jobs {
-    /// Changes the entry of a job, then evicts the least recently used jobs beyond the limits.
-    fn change(&mut self, id: &JobId, change: impl FnOnce(&mut Entry)) {
-        let mut entry = self.take(id);
-        change(&mut entry);
-        if entry.stored.is_none() && entry.sent.is_none() {
-            return;
-        }
-        self.bytes += entry.bytes();
-        self.entries.insert(id.clone(), entry);
-        while self.bytes > self.max_bytes || self.entries.len() > self.max_jobs {
-            let Some((_, dropped)) = self.entries.remove_lru() else {
-                return;
-            };
-            self.bytes -= dropped.bytes();
-        }
-    }
-
-    fn remove(&mut self, id: &JobId) {
-        self.take(id);
-    }
-
-    fn take(&mut self, id: &JobId) -> Entry {
-        let entry = self.entries.remove(id).unwrap_or_default();
-        self.bytes -= entry.bytes();
-        entry
+/// Changes the entry of a job. An empty entry is not kept.
+fn change(jobs: &mut JobCache<Entry>, id: &JobId, change: impl FnOnce(&mut Entry)) {
+    let mut entry = jobs.remove(id).unwrap_or_default();
+    change(&mut entry);
+    if entry.stored.is_some() || entry.sent.is_some() {
+        jobs.insert(id.clone(), entry);
     }
 }
 

@@ -20,6 +20,27 @@ impl BudgetStore for SqliteStore {
         })
         .await
     }
+
+    async fn charge_once(&self, key: &str, entry: BudgetEntry, now: Time) -> Result<bool, Error> {
+        // A window of its own records the charge, until the charged window ends.
+        let record = BudgetEntry {
+            window: format!("{}#{key}", entry.window),
+            amount: 1,
+            ..entry.clone()
+        };
+        self.write(move |db, _| {
+            if balance(db, &record.window, now)? > 0 {
+                return Ok(true);
+            }
+            let entries = [entry, record];
+            if exceeded_window(db, &entries[..1], now)?.is_some() {
+                return Ok(false);
+            }
+            charge(db, &entries, now)?;
+            Ok(true)
+        })
+        .await
+    }
 }
 
 /// Returns the window of the first entry that would exceed its limit.

@@ -349,3 +349,35 @@ pub(crate) async fn queued_jobs_count_across_midnight(fixture: StoreFixture) {
     }
     assert!(!submit(midnight + DAY).await.1);
 }
+
+async fn charge_once(fixture: &StoreFixture, key: &str, entry: BudgetEntry) -> bool {
+    fixture.store.charge_once(key, entry, now()).await.unwrap()
+}
+
+pub(crate) async fn key_is_charged_once_up_to_the_limit(fixture: StoreFixture) {
+    for key in ["a", "a", "b", "a"] {
+        assert!(charge_once(&fixture, key, entry("mails", 5)).await);
+    }
+    assert_eq!(balance(&fixture, "mails").await, 10);
+    assert!(!charge_once(&fixture, "c", entry("mails", 1)).await);
+    assert!(charge_once(&fixture, "b", entry("mails", 5)).await);
+    assert_eq!(balance(&fixture, "mails").await, 10);
+    assert!(charge_once(&fixture, "a", entry("other", 1)).await);
+    assert_eq!(balance(&fixture, "other").await, 1);
+}
+
+pub(crate) async fn concurrent_charges_never_exceed_the_limit(fixture: StoreFixture) {
+    let mut callers = JoinSet::new();
+    for n in 0..64 {
+        let fixture = fixture.clone();
+        let key = (n % 32).to_string();
+        callers.spawn(async move { charge_once(&fixture, &key, entry("mails", 1)).await });
+    }
+    let charged = callers.join_all().await;
+    let count = charged.into_iter().filter(|charged| *charged).count();
+    assert!(
+        (10..=20).contains(&count),
+        "each key was sent twice: {count}"
+    );
+    assert_eq!(balance(&fixture, "mails").await, 10);
+}

@@ -8,6 +8,7 @@ use progress_hub::job::{
 use progress_hub::store::{CommitOutcome, Schedule};
 use serde_json::json;
 use tokio::task::JoinSet;
+use url::Url;
 
 use super::{StoreFixture, bound, commit_job, job_of, next, now, task, video};
 
@@ -99,6 +100,8 @@ pub(crate) async fn internal_state_is_stored_with_the_document(fixture: StoreFix
             },
             amount: 1,
         }],
+        webhook_url: Some(Url::parse("https://app.example.com/hook").unwrap()),
+        owner_email: Some("ada@example.com".to_owned()),
     });
     fixture.commit(&newer).await;
     let read = fixture.get(&job.id).await.unwrap();

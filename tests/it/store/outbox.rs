@@ -28,7 +28,7 @@ pub(crate) fn to(destination: &str, event: &str) -> NewDelivery {
     }
 }
 
-fn output(n: usize) -> NewDelivery {
+pub(crate) fn output(n: usize) -> NewDelivery {
     NewDelivery {
         is_independent: true,
         ..to("archive", &format!("output.{n}"))
@@ -484,7 +484,7 @@ pub(crate) async fn lists_are_filtered_and_paged(fixture: StoreFixture) {
 
 pub(crate) async fn long_lists_are_complete(fixture: StoreFixture) {
     let mut expected = Vec::new();
-    for _ in 0..700 {
+    for _ in 0..600 {
         let job = job_of("ada");
         create(
             &fixture,
@@ -506,7 +506,7 @@ pub(crate) async fn long_lists_are_complete(fixture: StoreFixture) {
         let listed: Vec<_> = listed.iter().map(|it| it.id.job.clone()).collect();
         assert_eq!(listed, expected);
     }
-    assert_eq!(due(&*fixture.store, "app", now()).await.len(), 700);
+    assert_eq!(due(&*fixture.store, "app", now()).await.len(), 600);
 }
 
 pub(crate) async fn destination_state_is_replaced_once_per_revision(fixture: StoreFixture) {

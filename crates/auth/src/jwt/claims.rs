@@ -29,6 +29,22 @@ pub(crate) struct Claims {
     scope: Option<String>,
     #[serde(default, deserialize_with = "present")]
     jobs: Option<BTreeSet<String>>,
+    /// Grants nothing. A value that is not a string is ignored.
+    email: Option<Value>,
+    /// A boolean (OpenID Connect Core 1.0, section 5.1), which some issuers encode as a string.
+    email_verified: Option<Value>,
+}
+
+impl Claims {
+    /// Returns the mail address, unless the issuer says that it has not verified it.
+    fn verified_email(&self) -> Option<&str> {
+        let is_verified = match &self.email_verified {
+            None | Some(Value::Bool(true)) => true,
+            Some(Value::String(text)) => text == "true",
+            Some(_) => false,
+        };
+        self.email.as_ref()?.as_str().filter(|_| is_verified)
+    }
 }
 
 /// Rejects `null`, because treating a null `jobs` as absent would widen the token's access.
@@ -70,6 +86,7 @@ impl ClaimRequirements {
             token_id: token_id.map(str::to_owned),
             scopes,
             jobs: claims.jobs.clone(),
+            email: claims.verified_email().map(str::to_owned),
             expires_at,
         })
     }

@@ -47,6 +47,7 @@ pub struct Principal {
     pub(super) token_id: Option<String>,
     pub(super) scopes: BTreeSet<Scope>,
     pub(super) jobs: Option<BTreeSet<String>>,
+    pub(super) email: Option<String>,
     pub(super) expires_at: Timestamp,
 }
 
@@ -64,6 +65,11 @@ impl Principal {
     /// Returns the `exp` claim, without leeway. Connections that the token opened end at this time.
     pub fn expires_at(&self) -> Timestamp {
         self.expires_at
+    }
+
+    /// Returns the `email` claim, or `None` if the token has none or its `email_verified` claim is not true.
+    pub fn email(&self) -> Option<&str> {
+        self.email.as_deref()
     }
 
     /// Returns the ids of the `jobs` claim in sorted order, or `None` if the token has no such claim.

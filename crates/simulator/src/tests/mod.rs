@@ -8,6 +8,7 @@ mod dialects;
 mod fal;
 mod interface;
 mod minimax;
+mod outbound;
 mod receiver;
 mod replicate;
 mod runway;

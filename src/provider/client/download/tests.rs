@@ -183,8 +183,8 @@ async fn redirects_to_private_addresses_are_rejected() {
     }
     let provider = TestServer::with_response(redirect(&format!("https://localhost:{port}/"))).await;
     let error = fetch(&downloader, &provider, "a").await.err();
-    let expected = "host has an address that is not allowed".to_owned();
-    assert_eq!(error, Some(DownloadError::Failed(expected)));
+    let expected = DownloadError::Failed("host has an address that is not allowed".to_owned());
+    assert_eq!(error, Some(expected));
     assert_eq!(private.heads(), [""; 0]);
 
     let provider = TestServer::with_response(redirect("/again")).await;

@@ -26,8 +26,11 @@ use crate::time::Time;
 /// Deliveries that one script reads. A longer script would delay other commands.
 const READ_BATCH: usize = 64;
 
-/// Members of an index that one command returns.
-const INDEX_BATCH: usize = 512;
+/// Maximum number of members of an index that one command returns.
+const MAX_INDEX_BATCH: usize = 512;
+
+/// Minimum of this number.
+const MIN_INDEX_BATCH: usize = 16;
 
 /// A delivery in a queue or an index: its job, its event and its destination, separated by spaces.
 /// Members with equal scores have the order of a list.
@@ -131,10 +134,17 @@ impl RedisStore {
         if let Some(job) = &query.job {
             return self.list_deliveries_of(job, query).await;
         }
+        // The members show the destination, so it selects the deliveries to read.
+        let batch = match query.destination {
+            Some(_) => MAX_INDEX_BATCH,
+            None => query.limit.clamp(MIN_INDEX_BATCH, MAX_INDEX_BATCH),
+        };
         let mut deliveries = Vec::new();
         let mut cursor = cursor_of(query);
         while deliveries.len() < query.limit {
-            let page = self.indexed_deliveries(query, cursor.as_ref()).await?;
+            let page = self
+                .indexed_deliveries(query, cursor.as_ref(), batch)
+                .await?;
             let Some((created_at, last)) = page.last() else {
                 break;
             };
@@ -200,11 +210,12 @@ impl RedisStore {
         Ok(selected)
     }
 
-    /// Returns the next entries of the indexes that contain the list, newest first.
+    /// Returns the next entries of the indexes that contain the list, newest first, up to `batch`.
     async fn indexed_deliveries(
         &self,
         query: &DeliveryQuery,
         cursor: Option<&(Time, Member)>,
+        batch: usize,
     ) -> Result<Vec<(Time, Entry)>, Error> {
         let indexes = |partition: Partition<'_>| match (&query.owner, query.state) {
             (Some(owner), _) => vec![partition.owner_deliveries(owner)],
@@ -214,32 +225,32 @@ impl RedisStore {
                 .to_vec(),
         };
         let indexes = self.connections.keys.partitions().flat_map(indexes);
-        let reads = indexes.map(|index| self.index_page(index, cursor));
+        let reads = indexes.map(|index| self.index_page(index, cursor, batch));
         let mut entries = try_join_all(reads).await?.concat();
         entries.sort_unstable_by(|a, b| b.cmp(a));
         // A delivery whose state changes may be in two indexes.
         entries.dedup_by(|(_, a), (_, b)| a.member == b.member);
-        entries.truncate(INDEX_BATCH);
+        entries.truncate(batch);
         Ok(entries)
     }
 
-    /// Returns the next entries of an index, newest first: at least [`INDEX_BATCH`] unless these are
-    /// the last.
+    /// Returns the next entries of an index, newest first: at least `batch` unless these are the last.
     async fn index_page(
         &self,
         index: String,
         cursor: Option<&(Time, Member)>,
+        batch: usize,
     ) -> Result<Vec<(Time, Entry)>, Error> {
         let newest = cursor.map_or(ZRange::from("+inf"), |(time, _)| scores_up_to(*time));
-        let batch = i64::try_from(INDEX_BATCH).unwrap_or(i64::MAX);
+        let count = i64::try_from(batch).unwrap_or(i64::MAX);
         let (mut entries, mut offset) = (Vec::new(), 0);
         loop {
             let client = self.connections.client();
-            let (newest, limit) = (newest.clone(), Some((offset, batch)));
+            let (newest, limit) = (newest.clone(), Some((offset, count)));
             let members: Vec<(String, f64)> = client
                 .zrevrangebyscore(index.as_str(), newest, "-inf", true, limit)
                 .await?;
-            let is_last = members.len() < INDEX_BATCH;
+            let is_last = members.len() < batch;
             for (member, score) in members {
                 let position = (parse_score(score), Member(member));
                 // Members with the time of the cursor may precede it.
@@ -249,10 +260,10 @@ impl RedisStore {
                     entries.push((created_at, Entry { member, index }));
                 }
             }
-            if is_last || entries.len() >= INDEX_BATCH {
+            if is_last || entries.len() >= batch {
                 return Ok(entries);
             }
-            offset += batch;
+            offset += count;
         }
     }
 }

@@ -54,6 +54,26 @@ fn least_recently_used_jobs_are_dropped() {
     }
 }
 
+#[test]
+fn task_is_found_from_its_commit_until_the_end_of_its_job() {
+    let recent = RecentJobs::default();
+    let mut job = Job::clone(&new_job());
+    job.provider = Some("kling".to_owned());
+    job.provider_task_id = Some("1".to_owned());
+    let job = Arc::new(job);
+    let revision = recent.begin(&job, &encoded(&job));
+    assert_eq!(recent.find_task("kling", "1"), None, "not stored yet");
+    recent.confirm(&job, revision);
+    assert_eq!(recent.find_task("kling", "1"), Some(job.id.clone()));
+    assert_eq!(recent.find_task("other", "1"), None);
+    let mut last = Job::clone(&job);
+    last.version += 1;
+    last.status = Status::Succeeded;
+    let revision = recent.begin(&Arc::new(last.clone()), &encoded(&last));
+    recent.confirm(&last, revision);
+    assert_eq!(recent.find_task("kling", "1"), None);
+}
+
 /// A step of a history of two nodes, given by their numbers.
 #[derive(Clone, Copy, Debug)]
 enum Step {

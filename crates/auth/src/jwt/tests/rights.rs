@@ -76,6 +76,14 @@ async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
     assert_ne!(plain.id, minted.id);
     let caller = check(&config, &plain.token).await.expect("verified");
     assert!(caller.may_see("job_b", "bob") && !caller.may_submit());
+    assert_eq!(caller.email(), None);
+    let email = Some("bob@example.com");
+    let minted = minter.mint_with_email("bob", email, None, None, ttl, now());
+    let token = minted.expect("minted").token;
+    assert_eq!(
+        check(&config, &token).await.expect("verified").email(),
+        email
+    );
 
     let many = || Some(vec!["job_0123456789".to_owned(); 1000]);
     let fails = |sub, jobs, scope, ttl| minter.mint(sub, jobs, scope, ttl, now()).err();
@@ -86,4 +94,35 @@ async fn minted_tokens_pass_the_verifier_of_the_same_configuration() {
     let unknown = MintError::UnknownScope("job:read".to_owned());
     assert_eq!(fails("a", None, Some("admin job:read"), ttl), Some(unknown));
     assert!(Minter::new(&trusting(&ed25519())).is_none());
+}
+
+#[tokio::test]
+async fn email_is_ignored_unless_it_is_verified() {
+    let (signer, config) = (shared(), trusting(&shared()));
+    let address = "alice@example.com";
+    for (claims, expected) in [
+        (json!({}), None),
+        (json!({ "email": address }), Some(address)),
+        (
+            json!({ "email": address, "email_verified": null }),
+            Some(address),
+        ),
+        (
+            json!({ "email": address, "email_verified": true }),
+            Some(address),
+        ),
+        (
+            json!({ "email": address, "email_verified": "true" }),
+            Some(address),
+        ),
+        (json!({ "email": address, "email_verified": false }), None),
+        (json!({ "email": address, "email_verified": "false" }), None),
+        (json!({ "email": address, "email_verified": 1 }), None),
+        (json!({ "email": [address] }), None),
+        (json!({ "email": null }), None),
+    ] {
+        let token = signer.sign(&with(claims.clone()));
+        let caller = check(&config, &token).await.expect("verified");
+        assert_eq!(caller.email(), expected, "{claims}");
+    }
 }
