@@ -3,6 +3,7 @@
 mod buckets;
 mod failures;
 mod folder;
+mod gcs_adapter;
 mod servers;
 mod source;
 
@@ -18,10 +19,16 @@ use source::Source;
 
 const SPEC: &str = r#"
 title = "A provider with files"
-requires = ["api_key", "base_url"]
+requires = ["api_key", "base_url", "webhook_secrets"]
 headers = { x-key = "{{ api_key }}" }
 poll_after = "100ms"
 poll_every = "100ms"
+
+[signature]
+scheme = "hmac"
+header = "x-vault-signature"
+encoding = "hex"
+signed = "{body}"
 
 [poll]
 url = "{{ base_url }}/tasks/{{ task_id }}"
@@ -43,18 +50,19 @@ fn hub(source: &Source, url: &str) -> (TestAppBuilder, TempDir) {
         .set("providers.vault.spec", spec.display())
         .set("providers.vault.base_url", format!("{}/api", source.url))
         .set("providers.vault.api_key", "the key")
+        .set("providers.vault.webhook_secrets", "webhook secret of the vault")
         .set("deliveries.retries", "20ms,20ms,20ms,20ms")
         .set("deliveries.pause", "20ms")
         .set("archive.url", url);
     (hub, directory)
 }
 
-/// Returns a hub whose archive is a folder, the path of this folder, and the directory that has it.
-fn folder_hub(source: &Source) -> (TestAppBuilder, PathBuf, TempDir) {
-    let (hub, directory) = hub(source, "");
-    let folder = directory.path().join("outputs");
-    let hub = hub.set("archive.url", format!("file://{}", folder.display()));
-    (hub, folder, directory)
+/// Returns a hub whose archive is a folder, the path of this folder, and the directories that it uses.
+fn folder_hub(source: &Source) -> (TestAppBuilder, PathBuf, [TempDir; 2]) {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("outputs");
+    let (hub, directory) = hub(source, &format!("file://{}", folder.display()));
+    (hub, folder, [parent, directory])
 }
 
 /// Registers the task of the provider for `alice`, and returns the document of the finished job.

@@ -91,13 +91,16 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        let State::Multipart(parts) = mem::replace(&mut self.state, State::Ended) else {
+        let State::Multipart(mut parts) = mem::replace(&mut self.state, State::Ended) else {
             return;
         };
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
         runtime.spawn(async move {
+            // A part that a service receives after the deletion would stay. Each call that fails
+            // removes a part that has ended.
+            while parts.wait_for_capacity(0).await.is_err() {}
             if parts.abort().await.is_err() {
                 tracing::warn!("failed to delete the parts of an unfinished upload");
             }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
+use super::gcs_adapter::GcsAdapter;
 use super::servers::{ACCESS_KEY, SECRET_KEY, StorageServer};
 use super::source::{CLIP, Source, large};
 use super::*;
@@ -172,6 +173,7 @@ async fn outputs_are_copied_to_google_cloud_storage() {
     let Some(server) = StorageServer::fake_gcs().await else {
         return;
     };
+    let service = GcsAdapter::start(&server.url).await;
     let key = std::process::Command::new("openssl")
         .args(["genrsa", "2048"])
         .output()
@@ -184,7 +186,7 @@ async fn outputs_are_copied_to_google_cloud_storage() {
     let source = Source::start(json!(["/clip.mp4"])).await;
     let (hub, _directory) = hub(&source, "gs://outputs/videos");
     let app = hub
-        .set("archive.endpoint", &server.url)
+        .set("archive.endpoint", &service.url)
         .env("GOOGLE_SERVICE_ACCOUNT_KEY", account)
         .env("GOOGLE_BEARER_TOKEN", "token")
         .spawn_process(&[])
