@@ -3,6 +3,7 @@
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::web::{self, Bytes};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
+use url::Url;
 
 /// A server that translates uploads to the JSON API, and passes on everything else. Dropping it stops
 /// the server.
@@ -47,10 +48,11 @@ async fn forward(server: String, request: HttpRequest, body: Bytes) -> HttpRespo
     let upstream = match (request.method(), path.split_once('/')) {
         (&Method::PUT, Some((bucket, name))) => {
             let url = format!("{server}/upload/storage/v1/b/{bucket}/o");
+            let query = [("uploadType", "media"), ("name", name)];
+            let url = Url::parse_with_params(&url, query).unwrap();
             let content_type = request.headers().get(header::CONTENT_TYPE).unwrap();
             client
                 .post(url)
-                .query(&[("uploadType", "media"), ("name", name)])
                 .header("content-type", content_type.to_str().unwrap())
                 .body(body)
         }
