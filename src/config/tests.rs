@@ -275,6 +275,20 @@ fn defaults_are_printed() {
     timeout = "1m"
     unsubscribe_url = ""
 
+    [archive]
+    url = ""
+    key = "{{ job.owner }}/{{ job.id }}/{{ n }}.{{ ext }}"
+    public_url = ""
+    link_ttl = "15m"
+    max_bytes = 2147483648
+    keep = "720h"
+    allow = []
+    max_concurrent = 4
+    endpoint = ""
+    public_endpoint = ""
+    path_style = true
+    region = ""
+
     [deliveries]
     retries = ["5s", "5m", "30m", "2h", "5h", "10h", "14h", "20h", "24h"]
     pause = "1m"
