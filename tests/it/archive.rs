@@ -50,7 +50,10 @@ fn hub(source: &Source, url: &str) -> (TestAppBuilder, TempDir) {
         .set("providers.vault.spec", spec.display())
         .set("providers.vault.base_url", format!("{}/api", source.url))
         .set("providers.vault.api_key", "the key")
-        .set("providers.vault.webhook_secrets", "webhook secret of the vault")
+        .set(
+            "providers.vault.webhook_secrets",
+            "webhook secret of the vault",
+        )
         .set("deliveries.retries", "20ms,20ms,20ms,20ms")
         .set("deliveries.pause", "20ms")
         .set("archive.url", url);
