@@ -46,11 +46,11 @@ async fn forward(server: String, request: HttpRequest, body: Bytes) -> HttpRespo
     let path = request.path().trim_start_matches('/');
     let upstream = match (request.method(), path.split_once('/')) {
         (&Method::PUT, Some((bucket, name))) => {
-            let url = format!("{server}/upload/storage/v1/b/{bucket}/o");
+            let url =
+                format!("{server}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}");
             let content_type = request.headers().get(header::CONTENT_TYPE).unwrap();
             client
                 .post(url)
-                .query(&[("uploadType", "media"), ("name", name)])
                 .header("content-type", content_type.to_str().unwrap())
                 .body(body)
         }
