@@ -186,13 +186,15 @@ async fn outputs_are_copied_to_google_cloud_storage() {
     let source = Source::start(json!(["/clip.mp4"])).await;
     let (hub, _directory) = hub(&source, "gs://outputs/videos");
     let app = hub
+        .set("deliveries.retries", "20ms")
         .set("archive.endpoint", &service.url)
         .env("GOOGLE_SERVICE_ACCOUNT_KEY", account)
         .env("GOOGLE_BEARER_TOKEN", "token")
         .spawn_process(&[])
         .await;
     let job = succeeded_job(&app).await;
-    wait_until_archived(&app, &job).await;
+    let delivery = ended_delivery(&app, &job, 0).await;
+    assert_eq!(delivery["state"], "delivered", "{delivery}");
     source.forget();
     let signed = redirect(&app, Method::GET, &job, 0).await;
     assert!(signed.contains("X-Goog-Signature="), "{signed}");

@@ -1,9 +1,10 @@
 //! The part of the XML API of Google Cloud Storage that fake-gcs-server lacks: uploads of whole objects.
 
+use actix_web::body::SizedStream;
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::web::{self, Bytes};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
-use url::Url;
+use futures_util::stream;
 
 /// A server that translates uploads to the JSON API, and passes on everything else. Dropping it stops
 /// the server.
@@ -47,9 +48,8 @@ async fn forward(server: String, request: HttpRequest, body: Bytes) -> HttpRespo
     let path = request.path().trim_start_matches('/');
     let upstream = match (request.method(), path.split_once('/')) {
         (&Method::PUT, Some((bucket, name))) => {
-            let url = format!("{server}/upload/storage/v1/b/{bucket}/o");
-            let query = [("uploadType", "media"), ("name", name)];
-            let url = Url::parse_with_params(&url, query).unwrap();
+            let url =
+                format!("{server}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}");
             let content_type = request.headers().get(header::CONTENT_TYPE).unwrap();
             client
                 .post(url)
@@ -64,10 +64,8 @@ async fn forward(server: String, request: HttpRequest, body: Bytes) -> HttpRespo
     let upstream = upstream.send().await.unwrap();
     let status = StatusCode::from_u16(upstream.status().as_u16()).unwrap();
     let mut response = HttpResponse::build(status);
-    for name in ["content-type", "last-modified", "content-length"] {
-        if let Some(value) = upstream.headers().get(name)
-            && (name != "content-length" || *request.method() == Method::HEAD)
-        {
+    for name in ["content-type", "last-modified"] {
+        if let Some(value) = upstream.headers().get(name) {
             response.insert_header((name, value.to_str().unwrap()));
         }
     }
@@ -75,7 +73,8 @@ async fn forward(server: String, request: HttpRequest, body: Bytes) -> HttpRespo
     if *request.method() == Method::HEAD {
         let length = upstream.headers().get("content-length");
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        return response.no_chunking(length.unwrap_or(0)).finish();
+        let nothing = stream::empty::<Result<Bytes, std::io::Error>>();
+        return response.body(SizedStream::new(length.unwrap_or(0), nothing));
     }
     response.body(upstream.bytes().await.unwrap())
 }
