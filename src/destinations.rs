@@ -1,4 +1,4 @@
-//! Destinations outside the hub that are told about jobs: webhook endpoints, e-mail and the archive.
+//! Destinations outside the hub that receive events of jobs: webhook endpoints, e-mail and the archive.
 //!
 //! A [`Channel`] selects the deliveries to its destination and performs them. When they are performed
 //! is decided by `background::delivery`.

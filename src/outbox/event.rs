@@ -1,4 +1,4 @@
-//! The events that destinations are told about.
+//! The events that destinations receive.
 
 use std::fmt;
 
