@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::config::{Config, ConfigError, ProviderConfig};
-use crate::job::{Job, JobId, OutputSource, StatusReport, VideoRequest};
+use crate::job::{Job, JobId, OutputSource, Source, StatusReport, VideoRequest};
 use crate::rate_limit::{Rate, RateLimit};
 use crate::time::Time;
 use client::ProviderClient;
@@ -116,6 +116,14 @@ impl Providers {
     /// Returns the provider with this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Provider>> {
         self.by_name.get(name)
+    }
+
+    /// Returns the provider that reported the outputs of a job, or `None` if it is not configured.
+    ///
+    /// Also returns `None` if a worker reported them. Its URLs must not be read with the provider's key.
+    pub fn of_outputs(&self, job: &Job) -> Option<&Arc<Provider>> {
+        let name = job.provider.as_ref();
+        self.get(name.filter(|_| job.source != Source::Push)?)
     }
 
     /// Returns a warning for each valid but insecure setting, with its configuration key.

@@ -124,14 +124,14 @@ impl Shard {
             loop {
                 tokio::select! {
                     biased;
+                    _ = cleanup.tick() => {
+                        let Some(shard) = weak.upgrade() else { return };
+                        shard.drop_finished_topics();
+                    }
                     received = queue.recv_many(&mut messages, SHARD_QUEUE_CAPACITY) => {
                         if received == 0 {
                             return;
                         }
-                    }
-                    _ = cleanup.tick() => {
-                        let Some(shard) = weak.upgrade() else { return };
-                        shard.drop_finished_topics();
                     }
                     () = std::future::ready(()), if is_delivering => {}
                     () = delivery_started.notified() => {}

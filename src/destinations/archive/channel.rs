@@ -97,11 +97,10 @@ impl ArchiveChannel {
         }
     }
 
-    /// Fetches an output. What a worker reports is fetched without any access to the provider.
+    /// Fetches an output.
     async fn fetch(&self, job: &Job, source: &OutputSource) -> Result<Download, DownloadError> {
         let range = RangeRequest::default();
-        let provider = job.provider.as_ref().filter(|_| job.source != Source::Push);
-        match provider.and_then(|name| self.providers.get(name)) {
+        match self.providers.of_outputs(job) {
             Some(provider) => {
                 provider
                     .download(&self.downloader, job, source, &range)
@@ -120,8 +119,7 @@ impl ArchiveChannel {
         job: &Arc<Job>,
         n: usize,
     ) -> Result<Option<OutputSource>, CopyError> {
-        let provider = job.provider.as_ref().filter(|_| job.source != Source::Push);
-        let provider = provider.and_then(|name| self.providers.get(name));
+        let provider = self.providers.of_outputs(job);
         let Some(provider) = provider.filter(|it| it.can_query(job)) else {
             return Ok(None);
         };

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::byte_range::ByteRange;
 use crate::destinations::archive::{Archive, ArchivedOutput, StorageError};
-use crate::job::{InlineContent, Job, OutputSource, Source};
+use crate::job::{InlineContent, Job, OutputSource};
 use crate::provider::{
     DownloadError, DownloadHead, Downloader, IncompleteBody, Providers, RangeRequest,
 };
@@ -17,8 +17,7 @@ pub(super) struct OutputContent {
     pub(super) body: BoxStream<'static, Result<Bytes, IncompleteBody>>,
 }
 
-/// Starts the download of an output. What a worker reports is fetched without any access to the
-/// provider.
+/// Starts the download of an output.
 pub(super) async fn download(
     providers: &Providers,
     downloader: &Downloader,
@@ -26,8 +25,7 @@ pub(super) async fn download(
     source: &OutputSource,
     range: &RangeRequest,
 ) -> Result<OutputContent, DownloadError> {
-    let provider = job.provider.as_ref().filter(|_| job.source != Source::Push);
-    let download = match provider.and_then(|name| providers.get(name)) {
+    let download = match providers.of_outputs(job) {
         Some(provider) => provider.download(downloader, job, source, range).await?,
         // A provider that was removed from the configuration has no key to read the output with.
         None if source.is_private => return Err(DownloadError::Gone),
